@@ -1,0 +1,3 @@
+//! The `kontiki` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Raft to embed: a replicated, durable, fault-tolerant state in fifty lines.

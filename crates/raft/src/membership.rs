@@ -1,0 +1,130 @@
+//! Who belongs to the cluster, and which sets of them are a quorum (§6, thesis §4).
+//!
+//! A membership stands in the log and is in force from the moment it is appended. It is either
+//! simple, or *joint*: then a quorum is a majority of the old voters and a majority of the new.
+//! This module answers questions about one membership; when one follows another is decided
+//! elsewhere.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{NodeId, StoreId};
+
+/// The members of a cluster and their roles.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// Sorted by id, each id once.
+    pub members: Vec<Member>,
+    /// The voters of the membership that is being left, sorted. Empty unless joint.
+    pub outgoing: Vec<NodeId>,
+    /// The id that the next new member gets. Only grows, so that no id is given twice.
+    pub next_id: NodeId,
+}
+
+/// One server of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its id, for ever.
+    pub id: NodeId,
+    /// Whether it votes.
+    pub role: MemberRole,
+    /// Where its peers reach it.
+    pub address: Arc<str>,
+    /// The data directory that it had when it was admitted, once that is known.
+    pub store: Option<StoreId>,
+}
+
+/// What a member may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MemberRole {
+    /// Counts in elections and commitment.
+    Voter,
+    /// Receives the log and counts for nothing (thesis §4.2.1).
+    Learner,
+}
+
+impl Membership {
+    /// A simple membership of voters. Ids and addresses as given, sorted by id.
+    #[must_use]
+    pub fn of_voters<A: Into<Arc<str>>>(voters: impl IntoIterator<Item = (NodeId, A)>) -> Self {
+        let mut members: Vec<Member> = voters
+            .into_iter()
+            .map(|(id, address)| Member {
+                id,
+                role: MemberRole::Voter,
+                address: address.into(),
+                store: None,
+            })
+            .collect();
+        members.sort_by_key(|member| member.id);
+        let next_id = NodeId(members.last().map_or(1, |member| member.id.get() + 1));
+        Self { members, outgoing: Vec::new(), next_id }
+    }
+
+    /// The member with this id.
+    #[must_use]
+    pub fn member(&self, id: NodeId) -> Option<&Member> {
+        self.members.iter().find(|member| member.id == id)
+    }
+
+    /// Whether two majorities are needed.
+    #[must_use]
+    pub fn is_joint(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Whether `id` counts in elections and commitment, in either half of a joint membership.
+    #[must_use]
+    pub fn is_voter(&self, id: NodeId) -> bool {
+        self.voters().any(|voter| voter == id) || self.outgoing.contains(&id)
+    }
+
+    /// The voters of the membership that is in force or being entered, sorted.
+    pub fn voters(&self) -> impl Iterator<Item = NodeId> {
+        self.members.iter().filter(|m| m.role == MemberRole::Voter).map(|m| m.id)
+    }
+
+    /// Everyone that the leader sends the log to: members and outgoing voters, sorted.
+    #[must_use]
+    pub fn replicas(&self) -> BTreeSet<NodeId> {
+        self.members.iter().map(|m| m.id).chain(self.outgoing.iter().copied()).collect()
+    }
+
+    /// The voters of each half: one set, or two when joint.
+    fn halves(&self) -> impl Iterator<Item = Vec<NodeId>> {
+        let incoming: Vec<NodeId> = self.voters().collect();
+        let outgoing = (!self.outgoing.is_empty()).then(|| self.outgoing.clone());
+        std::iter::once(incoming).chain(outgoing)
+    }
+
+    /// Whether the voters for whom `holds` is true are a quorum (of each half, if joint).
+    ///
+    /// No voters, no quorum: an empty membership decides nothing.
+    pub fn has_quorum(&self, mut holds: impl FnMut(NodeId) -> bool) -> bool {
+        self.halves().all(|voters| {
+            let count = voters.iter().filter(|&&voter| holds(voter)).count();
+            voters.len() / 2 < count
+        })
+    }
+
+    /// The largest value that a quorum has reached, given what each voter has reached.
+    ///
+    /// With a match index for each voter it is the index that may be committed (§5.3, §5.4);
+    /// with acknowledged rounds it is the newest moment at which a quorum followed the leader.
+    /// Of a joint membership it is the smaller of both halves.
+    pub fn quorum_value<T: Ord + Default>(&self, mut value: impl FnMut(NodeId) -> T) -> T {
+        self.halves()
+            .map(|voters| {
+                let mut values: Vec<T> = voters.iter().map(|&voter| value(voter)).collect();
+                // Sorted anew each time: order kept from earlier steps has cost another
+                // library its safety (pitfall B3).
+                values.sort_unstable();
+                // Of n values in ascending order, the one at (n - 1) / 2 and all after it
+                // are a majority.
+                let at = values.len().saturating_sub(1) / 2;
+                values.into_iter().nth(at).unwrap_or_default()
+            })
+            .min()
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,93 @@
+//! What a node tells about itself.
+
+use std::fmt;
+
+use crate::{Index, Membership, NodeId, SoftState, Term, Timestamp};
+
+/// What a node is at the moment (Figure 4, with the pre-vote of thesis §9.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Role {
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks whether it would win an election.
+    PreCandidate,
+    /// Stands for election.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// Takes part no more: its log failed.
+    Stopped,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Follower => "follower",
+            Self::PreCandidate => "pre-candidate",
+            Self::Candidate => "candidate",
+            Self::Leader => "leader",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// A node at one moment. Borrowed, so that looking costs nothing.
+#[derive(Clone, Debug)]
+pub struct Status<'a> {
+    /// Who it is.
+    pub id: NodeId,
+    /// Role, term, leader.
+    pub soft_state: SoftState,
+    /// Its vote in that term.
+    pub voted_for: Option<NodeId>,
+    /// Committed up to here.
+    pub commit_index: Index,
+    /// Applied up to here.
+    pub applied_index: Index,
+    /// The entry before the first of the log.
+    pub log_start: crate::EntryId,
+    /// The last entry of the log.
+    pub last: crate::EntryId,
+    /// Its own disk holds the log up to here.
+    pub durable_index: Index,
+    /// The membership in force.
+    pub membership: &'a Membership,
+    /// When the oldest write that is not durable was handed out.
+    pub oldest_write: Option<Timestamp>,
+    /// What the leader knows of the others, sorted by id. Empty unless this node leads.
+    pub progress: Vec<ProgressStatus>,
+}
+
+/// What the leader knows of the log of one other node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgressStatus {
+    /// Which node.
+    pub id: NodeId,
+    /// It surely holds the log up to here, durably.
+    pub match_index: Index,
+    /// The next entry to send.
+    pub next_index: Index,
+    /// How entries are being sent.
+    pub state: ProgressState,
+}
+
+/// How a leader sends entries to one follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ProgressState {
+    /// One message at a time, until it is known where the logs agree.
+    Probe,
+    /// As fast as the window allows.
+    Replicate,
+    /// The follower needs entries that are purged. It has to be replaced.
+    Stranded,
+}
+
+impl Status<'_> {
+    /// The term it is in.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.soft_state.term
+    }
+}

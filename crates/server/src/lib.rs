@@ -1,0 +1,1 @@
+//! etcd's gRPC services on top of a replicated store.

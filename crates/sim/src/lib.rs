@@ -1,0 +1,1 @@
+//! The false world: network, disk, clock, faults; the checkers; the labs.

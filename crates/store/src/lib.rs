@@ -1,0 +1,1 @@
+//! etcd's data model as a deterministic state machine: revisions, ranges, transactions.
