@@ -1,1 +1,7 @@
-//! Raft to embed: a replicated, durable, fault-tolerant state in fifty lines.
+//! Raft to embed: a replicated, durable, fault-tolerant state.
+
+pub mod codec;
+mod replica;
+mod requests;
+
+pub use replica::{Action, Answer, Event, Replica, RequestId};
