@@ -1,1 +1,24 @@
 //! etcd's data model as a deterministic state machine: revisions, ranges, transactions.
+//!
+//! The same commands in the same order give the same answers and the same [`HashKv`] on every
+//! replica, whatever the batches, restarts and compactions in between. The crate knows nothing
+//! of replication and nothing of protobuf.
+
+mod codec;
+mod error;
+mod range_end;
+mod request;
+mod response;
+mod validate;
+
+pub use bytes::Bytes;
+pub use error::{DecodeError, Fatal, OpenError, RequestError, StoreError};
+pub use request::{
+    CompactRequest, Compare, CompareResult, CompareTarget, DeleteRangeRequest, PutRequest,
+    RangeRequest, Request, RequestOp, SortOrder, SortTarget, TxnRequest,
+};
+pub use response::{
+    CompactResponse, DeleteRangeResponse, HashKv, KeyValue, PutResponse, RangeResponse, Response,
+    ResponseOp, TxnResponse,
+};
+pub use validate::{TXN_OPS_MAX, validate};
