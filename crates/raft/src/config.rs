@@ -37,6 +37,8 @@ pub struct Config {
     pub log_cache_bytes_max: usize,
     /// Reads that wait for a round. Beyond it they are refused with `Busy`. 65,536.
     pub pending_reads_max: usize,
+    /// A purge is asked for only when it frees at least this many entries. 1,024.
+    pub purge_entries_min: u64,
 }
 
 impl Config {
@@ -58,6 +60,7 @@ impl Config {
             unapplied_bytes_max: 64 * MIB,
             log_cache_bytes_max: 32 * MIB,
             pending_reads_max: 65_536,
+            purge_entries_min: 1_024,
         }
     }
 

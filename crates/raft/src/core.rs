@@ -1,44 +1,468 @@
-//! The core: one node's share of the protocol.
+//! The core: one node's share of the protocol, and the control flow of it (Figure 2).
+//!
+//! [`RaftCore::step`] takes in one thing that happened, [`RaftCore::poll`] says what to do about
+//! all of them. What a role does is in the module of its section: `election` (§5.2, §5.4.1),
+//! `append` and `replicate` (§5.3, §5.4.2), `read` (thesis §6.4), `propose`, `transfer` (thesis
+//! §3.10). Here is only who is asked.
+//!
+//! Nothing here reads a clock or a disk, draws chance from elsewhere than its seed, or fails.
 
-use crate::{Config, Effects, Input, Recovered, RestoreError, Status, Timestamp};
+use std::sync::Arc;
+
+use crate::{
+    Body, Config, Effects, EntryId, Envelope, HardState, Index, Input, LogWrite, Membership,
+    Message, NodeId, Outbound, ProposalOutcome, ReadOutcome, Recovered, Rejection, RestoreError,
+    Role, SoftState, Status, Term, Timestamp, VoteKind, WriteBatch, WriteTicket, append::Following,
+    apply::Applying, election::Election, log::LogView, propose::Forwarded, read::ForwardedReads,
+    replicate::Leading, rng::Rng, write::Writes,
+};
 
 /// One node's share of the protocol, as a value: inputs in, effects out.
-#[derive(Debug)]
+///
+/// The contract with the host, in four lines:
+///
+/// 1. Messages may be sent whenever you like: what has to wait for the disk is not among them.
+/// 2. Writes are carried out in order, then their ticket is handed back with
+///    [`Input::Persisted`].
+/// 3. Entries are applied in order: they are committed *and* durable here.
+/// 4. [`Input::Timeout`] is due at [`next_deadline`](Self::next_deadline). Being late costs
+///    liveness, never safety.
+#[derive(Clone, Debug)]
 pub struct RaftCore {
-    config: Config,
+    pub(crate) config: Config,
+    pub(crate) rng: Rng,
+    pub(crate) now: Timestamp,
+    pub(crate) term: Term,
+    pub(crate) voted_for: Option<NodeId>,
+    /// Committed up to here. Never falls, not even over a restart below what was applied.
+    pub(crate) commit_index: Index,
+    pub(crate) log: LogView,
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) state: State,
+    pub(crate) writes: Writes,
+    pub(crate) applying: Applying,
+    pub(crate) forwarded: Forwarded,
+    pub(crate) forwarded_reads: ForwardedReads,
+    /// Until then this node owes loyalty to a leader that it has heard from: no vote and no
+    /// campaign (thesis §4.2.3, §6.4.1).
+    pub(crate) loyal_until: Timestamp,
+    /// When to stand for election, unless a leader is heard from.
+    pub(crate) election_deadline: Timestamp,
+    /// Every voter holds the log durably up to here, as far as this node knows.
+    pub(crate) held_by_all: Index,
+    /// Messages that may leave.
+    pub(crate) ready: Vec<Outbound>,
+    /// Messages that speak for a term or vote that is not durable yet, each with the number of
+    /// the write that it waits for (thesis §3.8).
+    waiting: Vec<(u64, Envelope)>,
+    pub(crate) proposal_outcomes: Vec<ProposalOutcome>,
+    pub(crate) read_outcomes: Vec<ReadOutcome>,
+    told: Option<SoftState>,
+}
+
+/// What this node is, with what only that role needs. A role that ends takes all of its
+/// bookkeeping with it: no flag survives a step-down (pitfall B17).
+#[derive(Clone, Debug)]
+pub(crate) enum State {
+    Follower(Following),
+    PreCandidate(Election),
+    Candidate(Election),
+    Leader(Box<Leading>),
+    Stopped,
 }
 
 impl RaftCore {
-    /// Restores a node from what its disk holds.
+    /// Restores a node from what its disk holds. It always starts as a follower (pitfall R10).
     ///
     /// # Errors
     ///
     /// When the settings or what was recovered contradict themselves.
     pub fn new(config: Config, recovered: Recovered, now: Timestamp) -> Result<Self, RestoreError> {
-        let _ = (recovered, now);
         config.validate().map_err(RestoreError::Config)?;
-        Ok(Self { config })
+        let membership = check(&config, &recovered)?;
+        let Recovered { hard_state, log_start, term_runs, last, applied, is_pristine, .. } =
+            recovered;
+        let mut rng = Rng::new(config.seed);
+        // What was applied or purged had been committed, whatever the hint says (pitfall D8).
+        let commit_index = hard_state.commit.max(applied).max(log_start.index);
+        // An earlier life of this node may have promised its loyalty a moment ago (pitfall R9).
+        let loyal_until = if is_pristine { now } else { now + config.election_timeout };
+        let mut core = Self {
+            now,
+            term: hard_state.term,
+            voted_for: hard_state.voted_for,
+            commit_index,
+            log: LogView::new(log_start, &term_runs, last),
+            membership,
+            state: State::Follower(Following::default()),
+            writes: Writes::new(last.index),
+            applying: Applying::new(applied),
+            forwarded: Forwarded::new(rng.next_u64()),
+            forwarded_reads: ForwardedReads::new(rng.next_u64()),
+            loyal_until,
+            election_deadline: now,
+            held_by_all: log_start.index,
+            ready: Vec::new(),
+            waiting: Vec::new(),
+            proposal_outcomes: Vec::new(),
+            read_outcomes: Vec::new(),
+            told: None,
+            rng,
+            config,
+        };
+        core.arm_first_election();
+        core.assert_invariants();
+        Ok(core)
     }
 
     /// Takes in one thing that happened. Cheap, cannot fail, asks for nothing: call it for all
     /// that waits, then [`poll`](Self::poll) once.
+    ///
+    /// `now` must not be earlier than in the call before; if it is, time stands still.
     pub fn step(&mut self, now: Timestamp, input: Input) {
-        let _ = (now, input, &self.config);
+        self.now = self.now.max(now);
+        if matches!(self.state, State::Stopped) {
+            self.refuse(input);
+            return;
+        }
+        let before = (self.term, self.commit_index);
+        match input {
+            Input::Message { from, message } => self.on_message(from, message),
+            Input::Propose(proposals) => self.on_propose(proposals),
+            Input::Read { id } => self.on_read(id),
+            Input::Persisted(ticket) => self.on_persisted(&ticket),
+            Input::WriteFailed(ticket) => self.on_write_failed(&ticket),
+            Input::Applied { upto, durable } => self.applying.on_applied(upto, durable),
+            Input::EntriesUnavailable { to, session } => self.on_unavailable(to, session),
+            Input::Purged { upto } => self.on_purged(upto),
+            Input::PeerUnreachable { id } => self.on_unreachable(id),
+            Input::Campaign => self.on_campaign(),
+            Input::TransferLeadership { to } => self.on_transfer_leadership(to),
+            Input::Timeout => self.on_timeout(),
+        }
+        self.maybe_commit();
+        self.assert_progressed(before);
+        self.assert_invariants();
     }
 
-    /// Puts everything that has to be done since the last call into `effects`, coalesced.
+    /// Puts everything that has to be done since the last call into `effects`, coalesced: one
+    /// write, one reply to the leader, as few messages to each follower as their bounds allow.
     pub fn poll(&mut self, now: Timestamp, effects: &mut Effects) {
-        let _ = now;
         effects.clear();
+        self.now = self.now.max(now);
+        self.replicate();
+        self.flush_forwarded();
+        self.maybe_reply_to_leader();
+        effects.write = self.hand_out_write();
+        self.release_waiting();
+        effects.messages.append(&mut self.ready);
+        self.hand_out_apply(&mut effects.apply);
+        effects.proposals.append(&mut self.proposal_outcomes);
+        effects.reads.append(&mut self.read_outcomes);
+        effects.purge = self.maybe_purge();
+        let soft_state = self.soft_state();
+        if self.told != Some(soft_state) {
+            self.told = Some(soft_state);
+            effects.soft_state = Some(soft_state);
+        }
+        self.evict_cache();
+        self.assert_invariants();
     }
 
-    /// Step [`Input::Timeout`] at or after this moment. Being late costs liveness, never safety.
+    /// Step [`Input::Timeout`] at or after this moment. Being late costs liveness, never
+    /// safety. `None`: there is nothing to wait for.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        None
+        let role = match &self.state {
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => {
+                Some(self.election_deadline)
+            }
+            State::Leader(leading) => Some(self.leader_deadline(leading)),
+            State::Stopped => None,
+        };
+        let forwarded = self.forwarded_deadline();
+        role.into_iter().chain(forwarded).min()
     }
 
     /// What this node would say of itself.
     pub fn status(&self) -> Status<'_> {
-        unreachable!()
+        let progress = match &self.state {
+            State::Leader(leading) => leading.progress_status(),
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) | State::Stopped => {
+                Vec::new()
+            }
+        };
+        Status {
+            id: self.config.id,
+            soft_state: self.soft_state(),
+            voted_for: self.voted_for,
+            commit_index: self.commit_index,
+            applied_index: self.applying.applied(),
+            log_start: self.log.start(),
+            last: self.log.last(),
+            durable_index: self.writes.durable_index(),
+            membership: &self.membership,
+            oldest_write: self.writes.oldest(),
+            progress,
+        }
     }
+
+    /// Settles which term counts, then hands the message to its section (§5.1).
+    fn on_message(&mut self, from: NodeId, message: Message) {
+        if from == self.config.id || self.membership.member(from).is_none() {
+            return; // a stranger, or an echo of ourselves
+        }
+        let Message { term, body } = message;
+        if let Body::RequestVote(request) = &body
+            && request.kind != VoteKind::Transfer
+            && self.is_loyal()
+        {
+            // While a leader is alive, whoever cannot hear it must not depose it, neither with
+            // a vote nor with a higher term (thesis §4.2.3).
+            self.reject_vote(from, *request);
+            return;
+        }
+        if self.term < term {
+            self.become_follower(term, None);
+        }
+        if term < self.term {
+            self.answer_the_past(from, &body);
+            return;
+        }
+        match body {
+            Body::RequestVote(request) => self.on_request_vote(from, request),
+            Body::RequestVoteReply(reply) => self.on_request_vote_reply(from, reply),
+            Body::AppendEntries(append) => self.on_append_entries(from, append),
+            Body::AppendEntriesReply(reply) => self.on_append_entries_reply(from, reply),
+            Body::TimeoutNow { last } => self.on_timeout_now(from, last),
+            Body::Propose(proposals) => self.on_forwarded_proposals(from, proposals),
+            Body::ProposeReply(results) => self.on_propose_reply(from, results),
+            Body::ReadIndex { batch } => self.on_read_index(from, batch),
+            Body::ReadIndexReply { batch, result } => {
+                self.on_read_index_reply(from, batch, &result);
+            }
+        }
+    }
+
+    /// The sender lives in an earlier term. To hear ours makes a deposed leader or a late
+    /// candidate step down instead of trying for ever (pitfall B9). Replies are not answered.
+    fn answer_the_past(&mut self, from: NodeId, body: &Body) {
+        match body {
+            Body::RequestVote(request) => self.reject_vote(from, *request),
+            Body::AppendEntries(append) => self.reject_append(from, append),
+            Body::RequestVoteReply(_)
+            | Body::AppendEntriesReply(_)
+            | Body::TimeoutNow { .. }
+            | Body::Propose(_)
+            | Body::ProposeReply(_)
+            | Body::ReadIndex { .. }
+            | Body::ReadIndexReply { .. } => {}
+        }
+    }
+
+    /// Whether this node must not help to depose the present leader: it has heard from one
+    /// within an election timeout, or is one that a quorum has followed within it.
+    fn is_loyal(&self) -> bool {
+        match &self.state {
+            State::Leader(leading) => self.now < self.quorum_expires(leading),
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) | State::Stopped => {
+                self.now < self.loyal_until
+            }
+        }
+    }
+
+    /// Follows `leader`, or nobody yet, in `term`. All that the former role was about is gone;
+    /// what clients still wait for is answered (pitfall M19).
+    pub(crate) fn become_follower(&mut self, term: Term, leader: Option<NodeId>) {
+        assert!(self.term <= term, "terms do not go back: {} to {term}", self.term);
+        if self.term < term {
+            self.term = term;
+            self.voted_for = None;
+            self.writes.note_hard_state();
+            self.waiting.clear(); // they speak for a term that is over
+        }
+        let former = std::mem::replace(&mut self.state, State::Follower(Following::of(leader)));
+        if let State::Leader(leading) = former {
+            self.reject_reads(*leading, leader);
+            self.arm_election();
+        }
+        self.abandon_forwarded();
+    }
+
+    fn on_timeout(&mut self) {
+        self.expire_forwarded();
+        match &self.state {
+            State::Leader(_) => self.on_leader_timeout(),
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => {
+                if self.election_deadline <= self.now {
+                    self.on_election_timeout();
+                }
+            }
+            State::Stopped => {}
+        }
+    }
+
+    fn on_persisted(&mut self, ticket: &WriteTicket) {
+        assert!(ticket.node == self.config.id, "the ticket of {} is not ours", ticket.node);
+        self.writes.persisted(ticket.sequence);
+        self.maybe_win();
+    }
+
+    /// What is on the disk is not known any more, so nothing may be promised or claimed from
+    /// here on. To write again would prove nothing (pitfall D4).
+    fn on_write_failed(&mut self, _ticket: &WriteTicket) {
+        self.become_follower(self.term, None);
+        self.state = State::Stopped;
+        self.waiting.clear();
+        self.ready.clear();
+    }
+
+    fn on_purged(&mut self, upto: EntryId) {
+        if upto.index <= self.log.start().index {
+            return;
+        }
+        assert!(
+            upto.index <= self.applying.handed_out() && self.log.id_at(upto.index) == Some(upto),
+            "only what is handed out to be applied is purged: {upto}",
+        );
+        self.log.purge(upto);
+    }
+
+    /// A stopped node takes nothing in, and says so to whoever waits for an answer.
+    fn refuse(&mut self, input: Input) {
+        match input {
+            Input::Propose(proposals) => {
+                self.proposal_outcomes.extend(proposals.into_iter().map(|proposal| {
+                    ProposalOutcome::Rejected { id: proposal.id, why: Rejection::Stopped }
+                }));
+            }
+            Input::Read { id } => {
+                self.read_outcomes.push(ReadOutcome::Rejected { id, why: Rejection::Stopped });
+            }
+            Input::Applied { upto, durable } => self.applying.on_applied(upto, durable),
+            Input::Message { .. }
+            | Input::Persisted(_)
+            | Input::WriteFailed(_)
+            | Input::EntriesUnavailable { .. }
+            | Input::Purged { .. }
+            | Input::PeerUnreachable { .. }
+            | Input::Campaign
+            | Input::TransferLeadership { .. }
+            | Input::Timeout => {}
+        }
+    }
+
+    /// Sends a message as soon as the present term and vote are durable: whatever it says, it
+    /// says in this term (thesis §3.8).
+    pub(crate) fn send(&mut self, to: NodeId, body: Body) {
+        let envelope = Envelope { to, message: Message { term: self.term, body } };
+        if self.writes.is_hard_state_durable() {
+            self.ready.push(Outbound::Send(envelope));
+        } else {
+            self.waiting.push((self.writes.hard_state_sequence(), envelope));
+        }
+    }
+
+    /// Everyone else that takes part in elections.
+    pub(crate) fn other_voters(&self) -> Vec<NodeId> {
+        let id = self.config.id;
+        let mut others: Vec<NodeId> = self.membership.replicas().into_iter().collect();
+        others.retain(|&other| other != id && self.membership.is_voter(other));
+        others
+    }
+
+    fn release_waiting(&mut self) {
+        let Self { waiting, ready, writes, .. } = self;
+        waiting.retain(|(sequence, envelope)| {
+            let is_durable = writes.is_durable(*sequence);
+            if is_durable {
+                ready.push(Outbound::Send(envelope.clone()));
+            }
+            !is_durable
+        });
+    }
+
+    /// Everything that is new since the last write, in one: entries, and the term and vote that
+    /// they came under (pitfall B5).
+    fn hand_out_write(&mut self) -> Option<LogWrite> {
+        if matches!(self.state, State::Stopped) {
+            return None;
+        }
+        let last = self.log.last().index;
+        let first = self.writes.unwritten_from();
+        if !self.writes.is_hard_state_pending() && last < first {
+            return None;
+        }
+        let entries = self.log.cached(first..=last, usize::MAX);
+        let expected = last.get() + 1 - first.get();
+        assert!(
+            u64::try_from(entries.len()) == Ok(expected),
+            "what is not written is in memory: {first} to {last}, found {}",
+            entries.len(),
+        );
+        let hard_state =
+            HardState { term: self.term, voted_for: self.voted_for, commit: self.commit_index };
+        let sequence = self.writes.hand_out(last, self.now);
+        Some(LogWrite {
+            batch: WriteBatch { hard_state: Some(hard_state), entries },
+            ticket: WriteTicket { node: self.config.id, sequence },
+        })
+    }
+
+    fn soft_state(&self) -> SoftState {
+        let (role, leader) = match &self.state {
+            State::Follower(following) => (Role::Follower, following.leader),
+            State::PreCandidate(_) => (Role::PreCandidate, None),
+            State::Candidate(_) => (Role::Candidate, None),
+            State::Leader(_) => (Role::Leader, Some(self.config.id)),
+            State::Stopped => (Role::Stopped, None),
+        };
+        SoftState { role, term: self.term, leader }
+    }
+}
+
+/// The largest cluster that is supported. More voters make a cluster slower and not safer.
+const VOTERS_MAX: usize = 7;
+
+/// Checks that what was recovered can be what a node of this cluster left behind, and returns
+/// the membership in force. Never panics on disk content (pitfall D8).
+fn check(config: &Config, recovered: &Recovered) -> Result<Arc<Membership>, RestoreError> {
+    let Recovered { hard_state, log_start, term_runs, last, memberships, applied, .. } = recovered;
+    let Some((_, membership)) = memberships.last() else {
+        return Err(RestoreError::NoVoters);
+    };
+    match membership.voters().count() {
+        0 => return Err(RestoreError::NoVoters),
+        count if VOTERS_MAX < count => return Err(RestoreError::TooManyVoters { count }),
+        _ => {}
+    }
+    if membership.member(config.id).is_none() {
+        return Err(RestoreError::NotAMember { id: config.id });
+    }
+    let mut before = EntryId::ZERO;
+    for &run in term_runs {
+        if run.term <= before.term || run.index <= before.index || last.index < run.index {
+            return Err(RestoreError::TermsOutOfOrder { at: run });
+        }
+        before = run;
+    }
+    let is_last_in_last_run =
+        term_runs.last().map_or(*last == *log_start, |run| run.term == last.term);
+    let has_first_run = log_start.index == last.index
+        || term_runs.first().is_some_and(|run| run.index <= log_start.index.next());
+    if !is_last_in_last_run || !has_first_run || hard_state.term < last.term {
+        return Err(RestoreError::TermsOutOfOrder { at: *last });
+    }
+    if last.index < hard_state.commit {
+        return Err(RestoreError::CommitBeyondLog { commit: hard_state.commit, last: *last });
+    }
+    if last.index < *applied {
+        return Err(RestoreError::AppliedBeyondLog { applied: *applied, last: *last });
+    }
+    if *applied < log_start.index {
+        return Err(RestoreError::LogStartsAfterApplied {
+            applied: *applied,
+            log_start: *log_start,
+        });
+    }
+    Ok(Arc::clone(membership))
 }

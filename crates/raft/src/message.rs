@@ -125,6 +125,9 @@ pub struct AppendEntriesReply {
     pub session: Session,
     /// The newest round that the follower has seen from this leader.
     pub round: Round,
+    /// The logs agree up to here in the follower's memory, perhaps not durably yet. Tells what
+    /// was lost on the way from what waits for the disk; nothing is committed by it.
+    pub received: Index,
     /// What came of it.
     pub result: AppendResult,
 }

@@ -1,0 +1,184 @@
+//! A follower takes in what its leader appends (§5.3).
+//!
+//! The reply that claims entries waits for the disk (thesis §3.8). It is not a message that
+//! lies about until then: the follower remembers up to where its log agrees with the leader's,
+//! and what it may say follows from that and from what is durable at the moment of saying. So
+//! several acknowledgements become one, and one for entries that were cut away meanwhile cannot
+//! exist (pitfall B7, CCF #5674).
+
+use crate::{
+    AppendEntries, AppendEntriesReply, AppendResult, Body, EntryId, Index, NodeId, RaftCore, Round,
+    Session, Term, core::State,
+};
+
+/// What a follower knows of its leader.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Following {
+    pub(crate) leader: Option<NodeId>,
+    session: Session,
+    /// The newest round seen in this session.
+    round: Round,
+    /// The log agrees with this leader's up to here.
+    received: Index,
+    /// The last durable match that the leader was told.
+    told: Index,
+    /// The leader waits for an answer that need not wait for the disk.
+    owes_reply: bool,
+}
+
+/// How an append relates to the log.
+enum Merged {
+    /// The logs agree up to here.
+    Agreed(Index),
+    /// They do not at `prev`; they may here.
+    Conflict(EntryId),
+    /// No leader of this term could have sent it.
+    Impossible,
+}
+
+impl Following {
+    pub(crate) fn of(leader: Option<NodeId>) -> Self {
+        Self { leader, ..Self::default() }
+    }
+}
+
+impl RaftCore {
+    pub(crate) fn on_append_entries(&mut self, from: NodeId, append: AppendEntries) {
+        if !is_well_formed(&append, self.term) || !self.try_follow(from) {
+            return;
+        }
+        self.pledge_loyalty(self.now);
+        let State::Follower(following) = &mut self.state else { return };
+        if append.session < following.session {
+            return; // sent before the leader started anew with us
+        }
+        if following.session < append.session {
+            following.session = append.session;
+            following.round = Round::default();
+        }
+        following.round = following.round.max(append.round);
+
+        let (prev, is_heartbeat) = (append.prev, append.entries.is_empty());
+        let (commit, held_by_all) = (append.commit, append.held_by_all);
+        match self.merge(append) {
+            Merged::Agreed(upto) => self.on_agreed(upto, commit, held_by_all, is_heartbeat),
+            Merged::Conflict(hint) => self.reply_conflict(from, prev, hint),
+            Merged::Impossible => {}
+        }
+    }
+
+    /// Follows the sender, if it can be the leader of this term. There is one leader a term
+    /// (§5.2), so a second one is a liar, and is not listened to (pitfall D15).
+    fn try_follow(&mut self, from: NodeId) -> bool {
+        match &self.state {
+            State::Follower(following) => match following.leader {
+                Some(leader) => return leader == from,
+                None => self.become_follower(self.term, Some(from)),
+            },
+            State::PreCandidate(_) | State::Candidate(_) => {
+                self.become_follower(self.term, Some(from));
+            }
+            State::Leader(_) | State::Stopped => return false,
+        }
+        true
+    }
+
+    /// Adds what is new. Cuts the log only at the first entry that conflicts: a late or
+    /// repeated message must not take back what a newer one has brought (pitfall M15).
+    fn merge(&mut self, append: AppendEntries) -> Merged {
+        let AppendEntries { prev, entries, .. } = append;
+        let is_prev_committed = prev.index <= self.commit_index;
+        match self.log.term_at(prev.index) {
+            Some(term) if term == prev.term => {}
+            // Purged, so it was committed, so every later leader has it (§5.4.3).
+            None if prev.index < self.log.start().index => {}
+            // A leader that contradicts what is committed does not exist.
+            Some(_) | None if is_prev_committed => return Merged::Impossible,
+            Some(_) | None => return Merged::Conflict(self.log.last_not_after(prev)),
+        }
+
+        let upto = entries.last().map_or(prev.index, |entry| entry.id.index);
+        for entry in entries {
+            let EntryId { index, term } = entry.id;
+            let known = self.log.term_at(index);
+            if known == Some(term) || index <= self.log.start().index {
+                continue;
+            }
+            if known.is_some() {
+                if index <= self.commit_index {
+                    return Merged::Impossible;
+                }
+                self.log.truncate(index);
+            }
+            self.writes.note_entries(index);
+            self.log.append(entry);
+        }
+        Merged::Agreed(upto)
+    }
+
+    fn on_agreed(&mut self, upto: Index, commit: Index, held_by_all: Index, is_heartbeat: bool) {
+        let is_durable = upto <= self.writes.durable_index();
+        let State::Follower(following) = &mut self.state else { return };
+        following.received = following.received.max(upto);
+        // What the disk has to take first is answered when it has.
+        following.owes_reply |= is_heartbeat || is_durable;
+        // Beyond `received` our entries may be those of another leader (Figure 2: the minimum
+        // of the leader's commit and the last new entry).
+        let commit = commit.min(following.received);
+        self.commit_index = self.commit_index.max(commit);
+        self.held_by_all = self.held_by_all.max(held_by_all.min(self.commit_index));
+    }
+
+    fn reply_conflict(&mut self, leader: NodeId, prev: EntryId, hint: EntryId) {
+        let State::Follower(following) = &self.state else { return };
+        let &Following { session, round, received, .. } = following;
+        let result = AppendResult::Conflict { prev, hint };
+        self.send(
+            leader,
+            Body::AppendEntriesReply(AppendEntriesReply { session, round, received, result }),
+        );
+    }
+
+    /// Tells the leader what is durable here, if it waits for an answer or there is news.
+    pub(crate) fn maybe_reply_to_leader(&mut self) {
+        let durable = self.writes.durable_index();
+        let State::Follower(following) = &mut self.state else { return };
+        let Some(leader) = following.leader else { return };
+        let matched = following.received.min(durable);
+        if !following.owes_reply && matched <= following.told {
+            return;
+        }
+        following.owes_reply = false;
+        following.told = matched;
+        let &mut Following { session, round, received, .. } = following;
+        let result = AppendResult::Match(matched);
+        self.send(
+            leader,
+            Body::AppendEntriesReply(AppendEntriesReply { session, round, received, result }),
+        );
+    }
+
+    /// Lets a leader of an earlier term hear of ours. Nothing is claimed.
+    pub(crate) fn reject_append(&mut self, from: NodeId, append: &AppendEntries) {
+        let reply = AppendEntriesReply {
+            session: append.session,
+            round: append.round,
+            received: Index::ZERO,
+            result: AppendResult::Match(Index::ZERO),
+        };
+        self.send(from, Body::AppendEntriesReply(reply));
+    }
+}
+
+/// Whether a leader of `term` could have sent it: consecutive entries whose terms ascend and
+/// are not of the future. The bytes came from outside.
+fn is_well_formed(append: &AppendEntries, term: Term) -> bool {
+    let mut last = append.prev;
+    append.entries.iter().all(|entry| {
+        let follows = last.index.get().checked_add(1) == Some(entry.id.index.get())
+            && last.term <= entry.id.term;
+        last = entry.id;
+        follows
+    }) && last.term <= term
+        && last.index.get() < u64::MAX / 2
+}

@@ -1,0 +1,114 @@
+//! From committed to applied, and what may be purged (§5.3, §7).
+//!
+//! An entry is handed to the state machine once it is committed *and* durable on this very
+//! node. There is no way to have one without the other, a cluster of one included: what a
+//! client was told is done is on the disk of whoever told it (pitfall D1).
+
+use std::collections::VecDeque;
+
+use crate::{Apply, Entry, EntryId, Index, RaftCore};
+
+/// Entries on their way through the state machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Applying {
+    handed_out: Index,
+    applied: Index,
+    /// The state machine will still know up to here after power loss.
+    durable: Index,
+    /// Batches that are handed out and not applied: last index and bytes.
+    outstanding: VecDeque<(Index, usize)>,
+    outstanding_bytes: usize,
+    purge_asked: Index,
+}
+
+/// Entries of one [`Apply::Stored`]. Their size is not known here; a thousand of the usual
+/// commands are less than a message.
+const STORED_ENTRIES_MAX: u64 = 1024;
+
+impl Applying {
+    pub(crate) fn new(applied: Index) -> Self {
+        Self {
+            handed_out: applied,
+            applied,
+            durable: Index::ZERO,
+            outstanding: VecDeque::new(),
+            outstanding_bytes: 0,
+            purge_asked: Index::ZERO,
+        }
+    }
+
+    pub(crate) fn applied(&self) -> Index {
+        self.applied
+    }
+
+    pub(crate) fn handed_out(&self) -> Index {
+        self.handed_out
+    }
+
+    pub(crate) fn on_applied(&mut self, upto: Index, durable: Index) {
+        assert!(
+            upto <= self.handed_out,
+            "only what was handed out is applied: {upto} of {}",
+            self.handed_out,
+        );
+        assert!(durable <= upto.max(self.applied), "only what is applied is durable: {durable}");
+        self.applied = self.applied.max(upto);
+        self.durable = self.durable.max(durable);
+        while self.outstanding.front().is_some_and(|&(last, _)| last <= upto) {
+            if let Some((_, bytes)) = self.outstanding.pop_front() {
+                self.outstanding_bytes -= bytes;
+            }
+        }
+    }
+
+    fn on_handed_out(&mut self, last: Index, bytes: usize) {
+        assert!(self.handed_out < last, "entries are handed out once: {last}");
+        self.handed_out = last;
+        self.outstanding.push_back((last, bytes));
+        self.outstanding_bytes += bytes;
+    }
+}
+
+impl RaftCore {
+    pub(crate) fn hand_out_apply(&mut self, out: &mut Vec<Apply>) {
+        let target = self.commit_index.min(self.writes.durable_index());
+        while self.applying.handed_out < target
+            && self.applying.outstanding_bytes < self.config.unapplied_bytes_max
+        {
+            let first = self.applying.handed_out.next();
+            let entries = self.log.cached(first..=target, self.config.unapplied_bytes_max);
+            if let Some(last) = entries.last() {
+                let bytes = entries.iter().map(Entry::byte_len).sum();
+                self.applying.on_handed_out(last.id.index, bytes);
+                out.push(Apply::Entries(entries));
+            } else if self.applying.outstanding.is_empty() {
+                let upto = Index(first.get() + STORED_ENTRIES_MAX - 1)
+                    .min(target)
+                    .min(self.log.cache_start().prev());
+                self.applying.on_handed_out(upto, 0);
+                out.push(Apply::Stored(first..=upto));
+            } else {
+                break; // one range of old entries at a time
+            }
+        }
+    }
+
+    /// What no voter will ask for and the state machine will not need again.
+    pub(crate) fn maybe_purge(&mut self) -> Option<EntryId> {
+        self.update_held_by_all();
+        let upto = self.held_by_all.min(self.applying.durable);
+        let from = self.applying.purge_asked.max(self.log.start().index);
+        if upto.get() < from.get().saturating_add(self.config.purge_entries_min) {
+            return None;
+        }
+        self.applying.purge_asked = upto;
+        self.log.id_at(upto)
+    }
+
+    /// Keeps recent entries in memory for the followers, and always those that are not durable
+    /// or not handed out.
+    pub(crate) fn evict_cache(&mut self) {
+        let keep_after = self.writes.durable_index().min(self.applying.handed_out);
+        self.log.evict(self.config.log_cache_bytes_max, keep_after);
+    }
+}

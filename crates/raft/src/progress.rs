@@ -1,0 +1,219 @@
+//! What the leader knows about the log of one follower (§5.3).
+
+use std::{collections::VecDeque, time::Duration};
+
+use crate::{Index, NodeId, ProgressState, ProgressStatus, Round, Session};
+
+/// What the leader knows about the log of one follower.
+///
+/// ```text
+///    1 ─────── match_index ─────── next_index ─────── last_index
+///    │   surely there   │   sent, not yet heard of  │   not sent  │
+/// ```
+///
+/// Knowledge is one-sided: the follower may well hold more than `match_index`, never less. A
+/// new leader knows nothing and starts from zero; the commit index does not fall back with it.
+///
+/// # Invariants
+///
+/// - `match_index < next_index <= last_index + 1`.
+/// - `match_index` never falls while this leader leads: only a disk that went back on its word
+///   could make it, and a wiped disk comes under another store id.
+/// - The bytes in flight are the sum of the window (pitfall D12).
+#[derive(Clone, Debug)]
+pub(crate) struct Progress {
+    pub(crate) session: Session,
+    match_index: Index,
+    next_index: Index,
+    state: ProgressState,
+    window: VecDeque<InFlight>,
+    window_bytes: usize,
+    /// A message is out whose answer decides how to go on; nothing more is sent until it comes
+    /// or is taken for lost.
+    awaits: Option<Round>,
+    /// The newest round that the follower has answered.
+    pub(crate) acked_round: Round,
+    /// The commit index that it was told last.
+    pub(crate) told_commit: Index,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    last: Index,
+    bytes: usize,
+    round: Round,
+}
+
+impl Progress {
+    /// A follower of whom nothing is known. `since` is when this leader began: until then a
+    /// quorum followed it, for it was elected.
+    pub(crate) fn new(session: Session, last_index: Index, since: Round) -> Self {
+        Self {
+            session,
+            match_index: Index::ZERO,
+            next_index: last_index.next(),
+            state: ProgressState::Probe,
+            window: VecDeque::new(),
+            window_bytes: 0,
+            awaits: None,
+            acked_round: since,
+            told_commit: Index::ZERO,
+        }
+    }
+
+    pub(crate) fn match_index(&self) -> Index {
+        self.match_index
+    }
+
+    pub(crate) fn next_index(&self) -> Index {
+        self.next_index
+    }
+
+    pub(crate) fn state(&self) -> ProgressState {
+        self.state
+    }
+
+    /// Whether everything that was sent has been answered.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.window.is_empty() && self.awaits.is_none()
+    }
+
+    /// Whether another message with entries may be sent.
+    pub(crate) fn has_room(&self, messages_max: usize, bytes_max: usize) -> bool {
+        match self.state {
+            ProgressState::Probe => self.awaits.is_none(),
+            ProgressState::Replicate => {
+                self.awaits.is_none()
+                    && self.window.len() < messages_max
+                    && (self.window_bytes < bytes_max || self.window.is_empty())
+            }
+            ProgressState::Stranded => false,
+        }
+    }
+
+    /// Entries up to `last` were sent.
+    pub(crate) fn on_sent(&mut self, last: Index, bytes: usize, round: Round) {
+        if self.state == ProgressState::Replicate {
+            self.next_index = last.next();
+            self.window.push_back(InFlight { last, bytes, round });
+            self.window_bytes += bytes;
+        } else {
+            self.awaits = Some(round);
+        }
+    }
+
+    /// The host was asked to read entries from the log and send them. How many it will be is
+    /// not known, so wait for the answer.
+    pub(crate) fn on_stored_sent(&mut self, round: Round) {
+        self.awaits = Some(round);
+    }
+
+    /// The follower needs what is purged.
+    pub(crate) fn strand(&mut self) {
+        self.state = ProgressState::Stranded;
+        self.clear_window();
+    }
+
+    /// Its log agrees up to `received`, durably up to `matched`. Both lie in the leader's log.
+    /// Says whether `match_index` has moved.
+    pub(crate) fn on_match(&mut self, matched: Index, received: Index) -> bool {
+        let received = received.max(matched);
+        let has_moved = self.match_index < matched;
+        self.match_index = self.match_index.max(matched);
+        while self.window.front().is_some_and(|sent| sent.last <= self.match_index) {
+            if let Some(sent) = self.window.pop_front() {
+                self.window_bytes -= sent.bytes;
+            }
+        }
+        if self.next_index <= received {
+            self.awaits = None; // what was awaited has arrived
+        }
+        // A heartbeat also matches, at what is known already. It proves nothing about the
+        // place that is being probed.
+        if self.state != ProgressState::Replicate && self.next_index <= received.next() {
+            self.state = ProgressState::Replicate;
+        }
+        self.next_index = self.next_index.max(received.next());
+        has_moved
+    }
+
+    /// It does not hold the entry at `refused`; the logs may agree at `hint`, as seen from the
+    /// leader's log.
+    pub(crate) fn on_conflict(&mut self, refused: Index, hint: Index) {
+        let is_stale = refused <= self.match_index
+            || (self.state == ProgressState::Probe && refused != self.next_index.prev());
+        if is_stale {
+            return;
+        }
+        self.state = ProgressState::Probe;
+        self.clear_window();
+        self.next_index = hint.min(refused.prev()).max(self.match_index).next();
+    }
+
+    /// An answer to `round` has come, and by then everything sent `grace` before it should
+    /// have been heard of. What was not received is taken for lost, and sent again.
+    pub(crate) fn maybe_resend(&mut self, received: Index, round: Round, grace: Duration) {
+        let is_overdue = |sent: Round| {
+            u64::try_from(grace.as_nanos())
+                .is_ok_and(|grace| sent.get().saturating_add(grace) <= round.get())
+        };
+        if self.awaits.is_some_and(is_overdue) {
+            self.awaits = None;
+        }
+        let lost = self.window.iter().find(|sent| received < sent.last);
+        if lost.is_some_and(|sent| is_overdue(sent.round)) {
+            self.clear_window();
+            self.next_index = received.max(self.match_index).next();
+        }
+    }
+
+    /// What is on its way may be lost. Starts again from what is known, once the follower is
+    /// heard of: a peer that cannot be reached is not sent to in a loop.
+    pub(crate) fn on_unreachable(&mut self, round: Round) {
+        if self.state == ProgressState::Replicate {
+            self.state = ProgressState::Probe;
+        }
+        self.clear_window();
+        self.next_index = self.match_index.next();
+        self.awaits = Some(round);
+    }
+
+    /// The host could not read what it was asked to send.
+    pub(crate) fn on_unavailable(&mut self) {
+        self.awaits = None;
+    }
+
+    fn clear_window(&mut self) {
+        self.window.clear();
+        self.window_bytes = 0;
+        self.awaits = None;
+    }
+
+    pub(crate) fn assert_invariants(&self, id: NodeId, last_index: Index) {
+        assert!(
+            self.match_index < self.next_index,
+            "{id}: next {} is after match {}",
+            self.next_index,
+            self.match_index,
+        );
+        assert!(
+            self.next_index <= last_index.next(),
+            "{id}: next {} is in the log or right after its end {last_index}",
+            self.next_index,
+        );
+        assert!(
+            !self.window.is_empty() || self.window_bytes == 0,
+            "{id}: an empty window holds {} bytes",
+            self.window_bytes,
+        );
+    }
+
+    pub(crate) fn status(&self, id: NodeId) -> ProgressStatus {
+        ProgressStatus {
+            id,
+            match_index: self.match_index,
+            next_index: self.next_index,
+            state: self.state,
+        }
+    }
+}
