@@ -49,6 +49,15 @@ impl RaftCore {
         self.election_deadline = self.election_deadline.min(deadline);
     }
 
+    /// A refusal often means that the voter is loyal for some milliseconds more, or stood at
+    /// the same moment. Asking again changes nothing until it is won, so there is no reason to
+    /// wait for a whole timeout; it is random, so that two who collided do not again.
+    fn retry_election_soon(&mut self) {
+        let timeout = self.config.election_timeout;
+        let deadline = self.now + timeout / 16 + self.random_delay(timeout / 4);
+        self.election_deadline = self.election_deadline.min(deadline);
+    }
+
     fn random_delay(&mut self, max: std::time::Duration) -> std::time::Duration {
         let nanos = u64::try_from(max.as_nanos()).unwrap_or(u64::MAX);
         std::time::Duration::from_nanos(self.rng.up_to(nanos))
@@ -147,7 +156,11 @@ impl RaftCore {
         if election.kind != reply.kind || election.for_term != reply.for_term {
             return;
         }
-        election.votes.insert(from, reply.granted);
+        // A vote that was given stays given, whatever comes late.
+        *election.votes.entry(from).or_insert(reply.granted) |= reply.granted;
+        if !reply.granted {
+            self.retry_election_soon();
+        }
         self.maybe_win();
     }
 
