@@ -20,7 +20,8 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// As the file system says.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
 
-    /// The names of the files in a directory, sorted.
+    /// The names of the files in a directory, sorted: names only, without the directory, and
+    /// without the directories in it.
     ///
     /// # Errors
     ///
@@ -74,6 +75,7 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
 }
 
 /// An open file. Positioned reads and writes only: there is no cursor to share.
+#[expect(clippy::len_without_is_empty, reason = "nobody asks a segment whether it is empty")]
 pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
     /// Fills `buf` from `offset` on.
     ///

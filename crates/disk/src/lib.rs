@@ -1,5 +1,31 @@
-//! All file access: the `Disk` trait, the real disk, segment frames, torn tail or damage.
+//! All file access of the project: the [`Disk`] trait, the real disk, and segment files.
+//!
+//! A *segment* is a file that was filled with zeros before use and then takes *frames*, one
+//! after the other. Frames are chained by their checksums, so that order and completeness are
+//! proved by reading them. When the chain breaks, [`Scan`] judges: a frame that the power
+//! failure caught half written, which nobody was ever told of, or damage in what was
+//! acknowledged. The first is cut, the second never.
+//!
+//! This crate knows nothing of what the frames hold. Every byte is in `docs/log-format.md`.
 
+mod bytes;
 mod disk;
+mod error;
+mod frame;
+mod real;
+mod scan;
+mod segment;
+mod small_file;
+mod spare;
 
+pub use bytes::ByteReader;
 pub use disk::{Disk, DiskFile, DiskLock};
+pub use error::DiskError;
+pub use frame::{
+    Encoded, FRAME_ALIGN, FRAME_USER_BYTES, Frame, FrameSpec, encode_frame, frame_len, unmask,
+};
+pub use real::RealDisk;
+pub use scan::{Scan, Tail};
+pub use segment::{SEGMENT_HEADER_BYTES, SEGMENT_USER_BYTES, SegmentHeader, SegmentMagic};
+pub use small_file::SmallFile;
+pub use spare::{Spare, SparePool};
