@@ -116,6 +116,7 @@ fn put_body(buf: &mut Vec<u8>, body: &Body) -> u8 {
         Body::AppendEntriesReply(reply) => {
             put(buf, reply.session.get());
             put(buf, reply.round.get());
+            put(buf, reply.received.get());
             match reply.result {
                 AppendResult::Match(index) => {
                     buf.push(0);
@@ -323,6 +324,7 @@ impl Reader {
             tag::APPEND_ENTRIES_REPLY => Body::AppendEntriesReply(AppendEntriesReply {
                 session: Session(self.number()?),
                 round: Round(self.number()?),
+                received: Index(self.number()?),
                 result: match self.u8()? {
                     0 => AppendResult::Match(Index(self.number()?)),
                     1 => AppendResult::Conflict { prev: self.entry_id()?, hint: self.entry_id()? },
