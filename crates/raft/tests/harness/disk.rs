@@ -1,0 +1,114 @@
+//! The disk of a node in a script: what is written and what is durable, kept apart.
+
+use std::collections::VecDeque;
+
+use kontiki_raft::{
+    Entry, EntryId, HardState, Index, LogWrite, Membership, Recovered, WriteBatch, WriteTicket,
+};
+use std::{ops::RangeInclusive, sync::Arc};
+
+/// What a disk holds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Image {
+    pub(crate) hard_state: HardState,
+    /// The entry before the first.
+    pub(crate) start: EntryId,
+    pub(crate) entries: Vec<Entry>,
+}
+
+impl Image {
+    fn write(&mut self, batch: &WriteBatch) {
+        if let Some(hard_state) = batch.hard_state {
+            self.hard_state = hard_state;
+        }
+        if let Some(first) = batch.entries.first() {
+            assert!(
+                first.id.index <= self.last().index.next(),
+                "{} is written to a log that ends at {}",
+                first.id,
+                self.last(),
+            );
+            self.entries.retain(|entry| entry.id.index < first.id.index);
+            self.entries.extend(batch.entries.iter().cloned());
+        }
+    }
+
+    pub(crate) fn last(&self) -> EntryId {
+        self.entries.last().map_or(self.start, |entry| entry.id)
+    }
+
+    /// The entries of `range` that are here.
+    pub(crate) fn read(&self, range: &RangeInclusive<Index>) -> Vec<Entry> {
+        self.entries.iter().filter(|entry| range.contains(&entry.id.index)).cloned().collect()
+    }
+
+    /// Removes everything up to and including `upto`.
+    fn purge(&mut self, upto: EntryId) {
+        self.entries.retain(|entry| upto.index < entry.id.index);
+        self.start = upto;
+    }
+}
+
+/// A disk that keeps apart what a crash would leave and what it would take.
+#[derive(Debug, Default)]
+pub(crate) struct Disk {
+    /// What a crash leaves.
+    pub(crate) durable: Image,
+    /// With all writes that were handed out.
+    pub(crate) written: Image,
+    /// Handed out and not durable.
+    pending: VecDeque<(WriteBatch, WriteTicket)>,
+}
+
+impl Disk {
+    pub(crate) fn new(image: Image) -> Self {
+        Self { durable: image.clone(), written: image, pending: VecDeque::new() }
+    }
+
+    pub(crate) fn submit(&mut self, write: LogWrite) {
+        self.written.write(&write.batch);
+        self.pending.push_back((write.batch, write.ticket));
+    }
+
+    /// Makes the oldest write durable.
+    pub(crate) fn persist(&mut self) -> Option<(WriteBatch, WriteTicket)> {
+        let (batch, ticket) = self.pending.pop_front()?;
+        self.durable.write(&batch);
+        Some((batch, ticket))
+    }
+
+    /// The oldest write fails; nothing of it is on the disk.
+    pub(crate) fn fail(&mut self) -> Option<WriteTicket> {
+        self.pending.pop_front().map(|(_, ticket)| ticket)
+    }
+
+    pub(crate) fn crash(&mut self) {
+        self.pending.clear();
+        self.written = self.durable.clone();
+    }
+
+    pub(crate) fn purge(&mut self, upto: EntryId) {
+        self.durable.purge(upto);
+        self.written.purge(upto);
+    }
+
+    /// What a node starts from.
+    pub(crate) fn recover(&self, genesis: &Arc<Membership>, applied: Index) -> Recovered {
+        let mut term_runs: Vec<EntryId> = Vec::new();
+        for entry in &self.durable.entries {
+            if term_runs.last().is_none_or(|run| run.term != entry.id.term) {
+                term_runs.push(entry.id);
+            }
+        }
+        Recovered {
+            hard_state: self.durable.hard_state,
+            log_start: self.durable.start,
+            term_runs,
+            last: self.durable.last(),
+            memberships: vec![(EntryId::ZERO, Arc::clone(genesis))],
+            applied,
+            is_pristine: self.durable.last() == EntryId::ZERO
+                && self.durable.hard_state == HardState::default(),
+        }
+    }
+}
