@@ -6,7 +6,7 @@
 //! properties over whole nodes and real logs.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ops::RangeInclusive,
     sync::Arc,
     time::Duration,
@@ -18,7 +18,7 @@ use kontiki_raft::{
     RaftCore, ReadId, ReadOutcome, Recovered, Role, Term, Timestamp, WriteBatch,
 };
 
-const STEPS: u64 = 4_000;
+const STEPS: u64 = 5_000;
 
 #[test]
 fn safety_holds_under_any_order_of_events() {
@@ -109,6 +109,8 @@ struct World {
     members: Arc<Membership>,
     nodes: BTreeMap<NodeId, Node>,
     network: Vec<(NodeId, Envelope)>,
+    /// Nodes that nobody hears and that hear nobody.
+    cut: BTreeSet<NodeId>,
     leaders: BTreeMap<Term, NodeId>,
     /// The truth: what was ever applied anywhere, in order.
     committed: Vec<Entry>,
@@ -122,9 +124,7 @@ impl World {
         let members: Vec<(NodeId, &str)> = (1..=size).map(|id| (NodeId(id), "")).collect();
         let nodes = members
             .iter()
-            .map(|&(id, _)| {
-                (id, Node { core: None, disk: Disk::default(), applied: Index::ZERO })
-            })
+            .map(|&(id, _)| (id, Node { core: None, disk: Disk::default(), applied: Index::ZERO }))
             .collect();
         Self {
             seed,
@@ -133,6 +133,7 @@ impl World {
             members: Arc::new(Membership::of_voters(members)),
             nodes,
             network: Vec::new(),
+            cut: BTreeSet::new(),
             leaders: BTreeMap::new(),
             committed: Vec::new(),
             next_id: 1,
@@ -161,7 +162,8 @@ impl World {
                 970..976 => self.crash(id, seen),
                 976..990 => self.start(id),
                 990..995 => self.input(id, Input::TransferLeadership { to: None }, seen),
-                995..997 => self.input(id, Input::PeerUnreachable { id: NodeId(1) }, seen),
+                995 => self.cut_off(id),
+                996..997 => self.input(id, Input::PeerUnreachable { id: NodeId(1) }, seen),
                 _ => self.network.clear(),
             }
         }
@@ -171,6 +173,7 @@ impl World {
 
     /// Faults end: everyone is up, everything arrives, and the cluster comes round.
     fn recover_and_agree(&mut self, seen: &mut Seen) {
+        self.cut.clear();
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for &id in &ids {
             self.start(id);
@@ -224,6 +227,18 @@ impl World {
         }
     }
 
+    /// Isolates one node, a leader for choice, or heals everything.
+    fn cut_off(&mut self, id: NodeId) {
+        if self.pick(3) == 0 {
+            self.cut.clear();
+            return;
+        }
+        let leader = self.nodes.iter().find(|(_, node)| {
+            node.core.as_ref().is_some_and(|core| core.status().soft_state.role == Role::Leader)
+        });
+        self.cut.insert(leader.map_or(id, |(&leader, _)| leader));
+    }
+
     fn input(&mut self, id: NodeId, input: Input, seen: &mut Seen) {
         let Some(core) = &mut self.nodes.get_mut(&id).expect("known").core else { return };
         core.step(self.now, input);
@@ -275,6 +290,9 @@ impl World {
 
     fn receive(&mut self, from: NodeId, envelope: Envelope, seen: &mut Seen) {
         let Envelope { to, message } = envelope;
+        if self.cut.contains(&from) || self.cut.contains(&to) {
+            return;
+        }
         self.input(to, Input::Message { from, message }, seen);
     }
 
