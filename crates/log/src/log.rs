@@ -35,7 +35,7 @@ const RECORD_BYTES_MAX: usize = 1 << 30;
 const BUFFER_BYTES_MAX: usize = 4 << 20;
 
 /// How a log is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogOptions {
     /// The length of a segment file, in \[8 KiB, 2 GiB\]. What is purged is purged by whole
     /// segments. A record that does not fit gets a longer one.
@@ -100,6 +100,7 @@ impl Log {
     /// # Panics
     ///
     /// If an option is out of its range.
+    #[expect(clippy::needless_pass_by_value, reason = "options belong to the log they are for")]
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
@@ -130,7 +131,11 @@ impl Log {
             place.make_segment(&spares, 1, 0, (0, 0), start)?;
         }
         let identity = match known {
-            Some(known) => known,
+            Some(known) => {
+                // Its name may be lost by the next crash, if an earlier life died in time.
+                disk.sync_dir(dir).map_err(LogError::io("sync", dir))?;
+                known
+            }
             None => identity::write(&*disk, dir, identity)?,
         };
         let genesis = Arc::new(identity.genesis.clone());

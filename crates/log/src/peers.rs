@@ -62,6 +62,8 @@ impl KnownPeers {
             Some(content) => decode(&content)
                 .ok_or_else(|| LogError::damaged(file.path(), 0, "it does not hold peers"))?,
         };
+        // What is seen here may be lost by the next crash, if an earlier life died in time.
+        disk.sync_dir(dir).map_err(LogError::io("sync", dir))?;
         Ok(Self { disk, file, stores })
     }
 

@@ -1,9 +1,10 @@
 //! Reading the log back: every segment, every record, in order.
 //!
 //! Nothing is changed before everything has been read and found good, so a log that is refused
-//! is left as it was. Then at most two things are done: the remains of a torn record are wiped,
-//! and a change of segments that was interrupted is completed. Both can be interrupted and done
-//! again. Rules and reasons: `docs/log-format.md`, "Recovery".
+//! is left as it was. Then a change of segments that was interrupted is completed, the remains
+//! of a torn record are wiped, and what was read is made durable: it may stand in a cache only.
+//! Each of these can be interrupted and done again. Rules and reasons: `docs/log-format.md`,
+//! "Recovery".
 
 use std::{
     path::{Path, PathBuf},
@@ -93,7 +94,11 @@ pub(crate) fn recover(
         }
         ends.push(replay.segment(segment, header.bytes, &header)?);
     }
-    complete(replay, ends)
+    let recovery = complete(replay, ends)?;
+    // A name that is seen here may be lost by the next crash, if the process died before it had
+    // made it durable.
+    disk.sync_dir(dir).map_err(LogError::io("sync", dir))?;
+    Ok(recovery)
 }
 
 /// Checks what can be checked only when all was read, and then cleans up.
@@ -112,13 +117,16 @@ fn complete(mut replay: Replay, mut ends: Vec<SegmentEnd>) -> Result<Recovery, L
             .next()));
     }
     if let Some(end) = ends.last().filter(|end| !end.is_sealed) {
-        if last.has_frames {
+        if last.has_frames() {
             let what = "a later segment is in use, but the end of this one is not there";
             return Err(LogError::damaged(&end.segment.path, end.tail.offset, what));
         }
         end.wipe()?;
         let seal = end.seal.as_ref().expect("made for a segment without one");
         write_durably(&end.segment, end.tail.offset, &seal.bytes)?;
+    } else {
+        let with_frames = std::iter::once(&last).chain(ends.last()).find(|end| end.has_frames());
+        with_frames.map_or(Ok(()), SegmentEnd::make_last_frame_durable)?;
     }
     if last.tail.offset < last.tail.remains_end {
         replay.report.torn_tail = Some(TornTail {
@@ -162,7 +170,8 @@ struct SegmentEnd {
     bytes: u64,
     tail: Tail,
     is_sealed: bool,
-    has_frames: bool,
+    /// Where the last frame begins.
+    last_frame: Option<u64>,
     /// The seal that would be next, if there is none.
     seal: Option<Seal>,
 }
@@ -209,6 +218,22 @@ impl SegmentEnd {
         Ok(())
     }
 
+    const fn has_frames(&self) -> bool {
+        self.last_frame.is_some()
+    }
+
+    /// Writes the last frame again, as it is, and syncs it. That it was read proves nothing: it
+    /// may stand in a cache only, and after a failed `fdatasync` the cache may hold it for clean.
+    /// All frames before it are durable, since they had to be before it was written.
+    fn make_last_frame_durable(&self) -> Result<(), LogError> {
+        let Some(offset) = self.last_frame else { return Ok(()) };
+        let len = usize::try_from(self.tail.offset - offset).expect("a frame fits into memory");
+        let mut bytes = vec![0; len];
+        let path = &self.segment.path;
+        self.segment.file.read_at(offset, &mut bytes).map_err(LogError::io("read", path))?;
+        write_durably(&self.segment, offset, &bytes)
+    }
+
     fn wipe(&self) -> Result<(), LogError> {
         if self.tail.offset < self.tail.remains_end {
             let len = self.tail.remains_end - self.tail.offset;
@@ -253,13 +278,13 @@ impl Replay {
     ) -> Result<SegmentEnd, LogError> {
         let (file, path): (&dyn DiskFile, _) = (&*segment.file, &segment.path);
         let mut is_sealed = false;
-        let mut has_frames = false;
+        let mut last_frame = None;
         let mut scan = Scan::new(file, path, header);
         let at_end = |replay: &Self, error: DiskError| {
             LogError::from(error).at(replay.entries.last().index.next())
         };
         while let Some(frame) = scan.next_frame().map_err(|error| at_end(self, error))? {
-            has_frames = true;
+            last_frame = Some(frame.offset);
             if is_sealed {
                 return Err(LogError::damaged(path, frame.offset, "a record follows the seal"));
             }
@@ -275,7 +300,7 @@ impl Replay {
         let next_index = self.entries.last().index.next();
         let seal =
             (!is_sealed).then(|| Seal::new(&tail, segment.salt, self.hard_state, next_index));
-        Ok(SegmentEnd { segment, bytes, tail, is_sealed, has_frames, seal })
+        Ok(SegmentEnd { segment, bytes, tail, is_sealed, last_frame, seal })
     }
 
     /// Carries out what one record says. The error says what is wrong with it.
