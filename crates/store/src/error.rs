@@ -60,6 +60,9 @@ pub enum StoreError {
 }
 
 /// Why this store can no longer be used. The node must stop before it answers anything else.
+///
+/// Final: every later write gets the same error. A failed sync in particular is not tried
+/// again, for the kernel may have dropped the pages and would report success.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fatal {
@@ -79,9 +82,6 @@ pub enum Fatal {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// An earlier error, which was reported then, has closed the store.
-    #[error("closed since an earlier error")]
-    Poisoned,
 }
 
 impl Fatal {

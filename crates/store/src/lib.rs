@@ -5,11 +5,24 @@
 //! of replication and nothing of protobuf.
 
 mod codec;
+mod compaction;
 mod error;
+mod events;
+mod hash;
+mod index;
+mod open;
+mod pending;
 mod range_end;
+mod read;
+mod record;
+mod redb_events;
 mod request;
 mod response;
+mod state;
+mod store;
+mod txn;
 mod validate;
+mod writer;
 
 pub use bytes::Bytes;
 pub use error::{DecodeError, Fatal, OpenError, RequestError, StoreError};
@@ -21,4 +34,5 @@ pub use response::{
     CompactResponse, DeleteRangeResponse, HashKv, KeyValue, PutResponse, RangeResponse, Response,
     ResponseOp, TxnResponse,
 };
+pub use store::{Store, StoreOptions};
 pub use validate::{TXN_OPS_MAX, validate};

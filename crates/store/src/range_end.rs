@@ -2,6 +2,9 @@
 
 use std::ops::Bound;
 
+/// The bounds of keys in an ordered map.
+pub(crate) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// The keys that a `key` and a `range_end` stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Span<'a> {
@@ -27,7 +30,7 @@ impl<'a> Span<'a> {
 
     /// The bounds for an ordered map, or none for the empty span: `BTreeMap::range` panics on
     /// bounds that cross.
-    pub(crate) fn bounds(self) -> Option<(Bound<&'a [u8]>, Bound<&'a [u8]>)> {
+    pub(crate) fn bounds(self) -> Option<Bounds<'a>> {
         match self {
             Self::One(key) => Some((Bound::Included(key), Bound::Included(key))),
             Self::Until(key, end) => Some((Bound::Included(key), Bound::Excluded(end))),

@@ -106,10 +106,10 @@ type Writes<'a> = (BTreeSet<&'a [u8]>, Deleted<'a>);
 
 /// Refuses a branch that puts a key twice, or puts a key that it also deletes.
 ///
-/// Deviation: none; these are etcd's rules with their two gaps, which clients may rely on. A
-/// put in one nested transaction and a deletion of it in a *later* one pass, and so does a
-/// deletion with the range end `\0` of any put key. The store gives each write its own sub
-/// revision, so both are well defined.
+/// These are etcd's rules with their two gaps, on which clients may rely: a put in one nested
+/// transaction and its deletion in a *later* one pass, and so does a deletion with the range
+/// end `\0`, whatever is put. The store gives each write its own sub revision, so both are
+/// well defined.
 fn check_writes(ops: &[RequestOp]) -> Result<Writes<'_>, RequestError> {
     let mut puts = BTreeSet::new();
     let mut deleted = Deleted::default();
@@ -161,7 +161,7 @@ impl<'a> Deleted<'a> {
         match Span::new(&delete.key, &delete.range_end) {
             Span::One(key) => self.insert(key, End::After(key)),
             Span::Until(key, end) => self.insert(key, End::Before(end)),
-            // Counted as nothing: see the deviation above.
+            // One of the gaps of etcd that `check_writes` keeps.
             Span::From(_) | Span::Empty => {}
         }
     }

@@ -1,0 +1,308 @@
+//! The event store on redb: a file with two tables.
+//!
+//! ```text
+//!   events   revision of the first event, main u64 ‖ sub u32, big-endian  →  block
+//!   meta     "checkpoint"  →  │ crc u32 │ format u32 │ index u64 │ term u64 │ revision i64 │ compact i64 │
+//! ```
+//!
+//! Durable commits save redb's allocator state with them (quick repair), or opening after a
+//! crash would read the whole file. Removals are committed without being made durable: a crash
+//! brings events back that nobody can see, and the next compaction finds them again.
+//!
+//! All access to the file goes through [`Disk`], which the simulator replaces.
+
+use std::{io, path::Path, sync::Arc};
+
+use kontiki_disk::{Disk, DiskFile, DiskLock};
+use redb::{
+    AccessGuard, Builder, Database, Durability, ReadableDatabase, ReadableTable, StorageBackend,
+    Table, TableDefinition,
+};
+
+use crate::{
+    error::{Fatal, OpenError},
+    events::{Blocks, Checkpoint, Each, EventStore, Found, Removed, remove_events},
+    record::{Block, Event, Records, Revision},
+};
+
+const EVENTS: TableDefinition<'_, [u8; 12], &[u8]> = TableDefinition::new("events");
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+const CHECKPOINT: &str = "checkpoint";
+const FORMAT: u32 = 1;
+
+const FILE: &str = "events.redb";
+const FILE_IN_MAKING: &str = "events.redb.tmp";
+const LOCK: &str = "LOCK";
+
+/// Events in a redb file.
+#[derive(Debug)]
+pub(crate) struct RedbEvents {
+    database: Database,
+    file: Arc<dyn DiskFile>,
+    _lock: Box<dyn DiskLock>,
+}
+
+impl RedbEvents {
+    /// Opens the store in `dir`, or makes an empty one.
+    pub(crate) fn open(
+        disk: &dyn Disk,
+        dir: &Path,
+        cache_bytes: usize,
+    ) -> Result<(Self, Checkpoint), OpenError> {
+        let path = dir.join(FILE);
+        let io = |error: io::Error| OpenError::Io { path: path.clone(), source: Arc::new(error) };
+        disk.create_dir_all(dir).map_err(io)?;
+        let lock = disk.lock(&dir.join(LOCK)).map_err(|error| {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                OpenError::Locked { path: path.clone() }
+            } else {
+                io(error)
+            }
+        })?;
+        let file = match disk.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create(disk, dir, &path).map_err(io)?;
+                disk.open(&path)
+            }
+            result => result,
+        }
+        .map_err(io)?;
+        let damaged = |source| OpenError::Damaged { path: path.clone(), source };
+        let database = Builder::new()
+            .set_cache_size(cache_bytes)
+            .create_with_backend(Backend(Arc::clone(&file)))
+            .map_err(|error| damaged(failed("open", error)))?;
+        let events = Self { database, file, _lock: lock };
+        let checkpoint = match events.checkpoint().map_err(damaged)? {
+            Ok(checkpoint) => checkpoint,
+            Err(found) => return Err(OpenError::Version { path, found, known: FORMAT }),
+        };
+        Ok((events, checkpoint))
+    }
+
+    /// The checkpoint, or the format that is not ours.
+    fn checkpoint(&self) -> Result<Result<Checkpoint, u32>, Fatal> {
+        let transaction = self.database.begin_read().map_err(|error| failed("read", error))?;
+        let meta = transaction.open_table(META).map_err(|error| failed("read", error))?;
+        let record = meta.get(CHECKPOINT).map_err(|error| failed("read", error))?;
+        let corrupt = |what| Fatal::Corrupt { revision: 0, what };
+        let record = record.ok_or(corrupt("checkpoint is missing"))?;
+        decode_checkpoint(record.value()).ok_or(corrupt("checkpoint fails its checksum"))
+    }
+}
+
+/// Makes a file that holds an empty store. It gets its name when it is complete, so that a
+/// crash leaves either nothing or a store.
+fn create(disk: &dyn Disk, dir: &Path, path: &Path) -> io::Result<()> {
+    let in_making = dir.join(FILE_IN_MAKING);
+    match disk.remove(&in_making) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => result?,
+    }
+    let file = disk.create(&in_making)?;
+    let database = Builder::new().create_with_backend(Backend(file)).map_err(io::Error::other)?;
+    commit(&database, &[], &Checkpoint::default()).map_err(io::Error::other)?;
+    database.close().map_err(io::Error::other)?;
+    disk.rename(&in_making, path)?;
+    disk.sync_dir(dir)
+}
+
+fn failed(op: &'static str, error: impl Into<redb::Error>) -> Fatal {
+    Fatal::io(op, error.into())
+}
+
+fn commit(
+    database: &Database,
+    blocks: &[Arc<Block>],
+    checkpoint: &Checkpoint,
+) -> Result<(), redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    transaction.set_quick_repair(true);
+    let mut events = transaction.open_table(EVENTS)?;
+    for block in blocks {
+        events.insert(block.first.to_key(), block.bytes.as_slice())?;
+    }
+    drop(events);
+    let mut meta = transaction.open_table(META)?;
+    meta.insert(CHECKPOINT, encode_checkpoint(checkpoint).as_slice())?;
+    drop(meta);
+    transaction.commit()?;
+    Ok(())
+}
+
+impl EventStore for RedbEvents {
+    fn write(&self, blocks: &[Arc<Block>], checkpoint: &Checkpoint) -> Result<(), Fatal> {
+        commit(&self.database, blocks, checkpoint).map_err(|error| failed("write", error))
+    }
+
+    fn read(&self, wanted: &[Revision], found: &mut Found<'_>) -> Result<(), Fatal> {
+        let transaction = self.database.begin_read().map_err(|error| failed("read", error))?;
+        let table = transaction.open_table(EVENTS).map_err(|error| failed("read", error))?;
+        // Neighbours in history are often in one block.
+        let mut held = None;
+        for (position, at) in wanted.iter().enumerate() {
+            if let Some(event) = find_in(held.as_ref(), *at)? {
+                found(position, event)?;
+                continue;
+            }
+            let mut blocks = ReadableTable::range::<[u8; 12]>(&table, ..=at.to_key())
+                .map_err(|error| failed("read", error))?;
+            held = blocks.next_back().transpose().map_err(|error| failed("read", error))?;
+            if let Some(event) = find_in(held.as_ref(), *at)? {
+                found(position, event)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn scan(
+        &self,
+        from: Revision,
+        blocks_max: usize,
+        each: &mut Each<'_>,
+    ) -> Result<Option<Revision>, Fatal> {
+        let read_failed = |error| failed("read", redb::Error::from(error));
+        let transaction = self.database.begin_read().map_err(|error| failed("read", error))?;
+        let table = transaction.open_table(EVENTS).map_err(|error| failed("read", error))?;
+        let mut before =
+            ReadableTable::range::<[u8; 12]>(&table, ..=from.to_key()).map_err(read_failed)?;
+        let start = match before.next_back() {
+            Some(item) => item.map_err(read_failed)?.0.value(),
+            None => from.to_key(),
+        };
+        let mut blocks = ReadableTable::range::<[u8; 12]>(&table, start..).map_err(read_failed)?;
+        for item in blocks.by_ref().take(blocks_max) {
+            let (name, bytes) = item.map_err(read_failed)?;
+            each(Records::new(Revision::from_key(name.value()), bytes.value()))?;
+        }
+        let next = blocks.next().transpose().map_err(read_failed)?;
+        Ok(next.map(|(name, _)| Revision::from_key(name.value())))
+    }
+
+    fn remove(&self, dead: &[Revision], blocks_max: usize) -> Result<Removed, Fatal> {
+        let mut transaction =
+            self.database.begin_write().map_err(|error| failed("compact", error))?;
+        transaction.set_durability(Durability::None).map_err(|error| failed("compact", error))?;
+        let removed = {
+            let table = transaction.open_table(EVENTS).map_err(|error| failed("compact", error))?;
+            remove_events(&mut TableBlocks(table), dead, blocks_max)?
+        };
+        transaction.commit().map_err(|error| failed("compact", error))?;
+        Ok(removed)
+    }
+
+    fn size_bytes(&self) -> Result<u64, Fatal> {
+        self.file.len().map_err(|error| Fatal::io("measure", error))
+    }
+}
+
+type Item<'a> = (AccessGuard<'a, [u8; 12]>, AccessGuard<'a, &'static [u8]>);
+
+fn find_in<'a>(block: Option<&'a Item<'_>>, at: Revision) -> Result<Option<Event<'a>>, Fatal> {
+    let Some((name, bytes)) = block else { return Ok(None) };
+    Records::new(Revision::from_key(name.value()), bytes.value()).find(at)
+}
+
+/// The table of events in a write transaction.
+struct TableBlocks<'a>(Table<'a, [u8; 12], &'static [u8]>);
+
+impl Blocks for TableBlocks<'_> {
+    fn holding(&self, at: Revision) -> Result<Option<Block>, Fatal> {
+        let mut blocks = ReadableTable::range::<[u8; 12]>(&self.0, ..=at.to_key())
+            .map_err(|error| failed("compact", error))?;
+        let block = blocks.next_back().transpose().map_err(|error| failed("compact", error))?;
+        Ok(block.map(|(name, bytes)| Block {
+            first: Revision::from_key(name.value()),
+            bytes: bytes.value().to_vec(),
+        }))
+    }
+
+    fn before(&self, name: Revision) -> Result<Option<Revision>, Fatal> {
+        let mut blocks = ReadableTable::range::<[u8; 12]>(&self.0, ..name.to_key())
+            .map_err(|error| failed("compact", error))?;
+        let block = blocks.next_back().transpose().map_err(|error| failed("compact", error))?;
+        Ok(block.map(|(name, _)| Revision::from_key(name.value())))
+    }
+
+    fn insert(&mut self, block: &Block) -> Result<(), Fatal> {
+        self.0
+            .insert(block.first.to_key(), block.bytes.as_slice())
+            .map_err(|error| failed("compact", error))?;
+        Ok(())
+    }
+
+    fn remove(&mut self, name: Revision) -> Result<(), Fatal> {
+        self.0.remove(name.to_key()).map_err(|error| failed("compact", error))?;
+        Ok(())
+    }
+}
+
+fn encode_checkpoint(checkpoint: &Checkpoint) -> [u8; 40] {
+    let mut record = [0; 40];
+    let fields: [&[u8]; 5] = [
+        &FORMAT.to_le_bytes(),
+        &checkpoint.applied_index.to_le_bytes(),
+        &checkpoint.applied_term.to_le_bytes(),
+        &checkpoint.revision.to_le_bytes(),
+        &checkpoint.compact_revision.to_le_bytes(),
+    ];
+    let (crc, mut rest) = record.split_at_mut(4);
+    for field in fields {
+        let (place, after) = rest.split_at_mut(field.len());
+        place.copy_from_slice(field);
+        rest = after;
+    }
+    let value = crc32c::crc32c(&fields.concat());
+    crc.copy_from_slice(&value.to_le_bytes());
+    record
+}
+
+/// None if the bytes are damaged; the format if it is not ours.
+fn decode_checkpoint(record: &[u8]) -> Option<Result<Checkpoint, u32>> {
+    let (crc, covered) = record.split_first_chunk::<4>()?;
+    if u32::from_le_bytes(*crc) != crc32c::crc32c(covered) {
+        return None;
+    }
+    let (format, rest) = covered.split_first_chunk::<4>()?;
+    let format = u32::from_le_bytes(*format);
+    if format != FORMAT {
+        return Some(Err(format));
+    }
+    let (index, rest) = rest.split_first_chunk::<8>()?;
+    let (term, rest) = rest.split_first_chunk::<8>()?;
+    let (revision, rest) = rest.split_first_chunk::<8>()?;
+    let (compact_revision, _) = rest.split_first_chunk::<8>()?;
+    Some(Ok(Checkpoint {
+        applied_index: u64::from_le_bytes(*index),
+        applied_term: u64::from_le_bytes(*term),
+        revision: i64::from_le_bytes(*revision),
+        compact_revision: i64::from_le_bytes(*compact_revision),
+    }))
+}
+
+/// A file of a [`Disk`] as redb wants it.
+#[derive(Debug)]
+struct Backend(Arc<dyn DiskFile>);
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, data)
+    }
+}

@@ -1,0 +1,8 @@
+//! The store, tested from outside: etcd's rules one by one, and against a naive model.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
+mod differential;
+mod support;
