@@ -1,0 +1,180 @@
+//! What can go wrong, one type for each operation and one variant for each thing that a caller
+//! would do about it.
+
+use std::{error::Error, io, path::PathBuf, sync::Arc};
+
+use kontiki_raft::{EntryId, NodeId, Rejection, RestoreError, StoreId};
+
+/// A failure of a log. Which one it is depends on the log that is plugged in; the default one
+/// fails with [`kontiki_log::LogError`].
+pub type LogFailure = Box<dyn Error + Send + Sync>;
+
+/// Why a node has stopped. All its handles say the same.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// It was asked to, or all its handles were dropped.
+    #[error("the node was shut down")]
+    Shutdown,
+    /// Its log failed. What is on the disk is not known any more, and to ask again proves
+    /// nothing (pitfall D4): nothing was acknowledged since. Look after the disk, then start
+    /// the node anew; it reads back what is there.
+    #[error("the log of this node failed, so it has stopped; check the disk and start it anew")]
+    Log(#[source] Arc<dyn Error + Send + Sync>),
+    /// Its state machine failed to apply entries up to this one.
+    #[error("the state machine failed to apply the log up to {upto}")]
+    Machine {
+        /// The last entry of the batch that failed.
+        upto: EntryId,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+    /// The state machine did not answer each command of a batch once: a bug in its
+    /// [`apply_batch`](crate::StateMachine::apply_batch).
+    #[error("the state machine gave {responses} responses to {commands} commands")]
+    ResponseCount {
+        /// How many commands there were.
+        commands: usize,
+        /// How many responses came.
+        responses: usize,
+    },
+    /// An entry was damaged between the log and the state machine: by the memory of this
+    /// computer, most likely.
+    #[error("entry {at} does not match its checksum; the memory of this computer is not sound")]
+    DamagedEntry {
+        /// Which entry.
+        at: EntryId,
+    },
+    /// A peer knows this node under another data directory. The one it has is new or another's,
+    /// so votes and acknowledgements that the cluster counts on are forgotten here.
+    #[error(
+        "{peer} knows this node by another data directory (store {known:016x}, here {ours:016x}): \
+         its data was wiped or replaced; restore that data directory, or remove this node from \
+         the cluster and add it as a new one",
+        known = known.get(),
+        ours = ours.get()
+    )]
+    StoreChanged {
+        /// Who refuses.
+        peer: NodeId,
+        /// The store that it remembers.
+        known: StoreId,
+        /// The store of this node.
+        ours: StoreId,
+    },
+    /// A part of the node has panicked. Its message was printed by the panic.
+    #[error("the {part} of this node has panicked")]
+    Panicked {
+        /// Which part.
+        part: &'static str,
+    },
+}
+
+/// Why a proposal has no response.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProposeError {
+    /// It was certainly not appended. Safe to try again, here or elsewhere.
+    #[error("the proposal was not taken")]
+    Rejected(#[source] Rejection),
+    /// It was appended, and another leader has put another entry into its place: certainly
+    /// lost. Safe to try again.
+    #[error("the proposal at {at} was replaced by another leader")]
+    Superseded {
+        /// Where it stood.
+        at: EntryId,
+    },
+    /// It may or may not be applied, now or later. Only a read can tell; try again only what is
+    /// safe to do twice (thesis §6.3).
+    #[error("it is not known what became of the proposal")]
+    Unknown {
+        /// Where it stands, if that much is known.
+        at: Option<EntryId>,
+    },
+    /// The node has stopped. What became of the proposal is not known.
+    #[error("the node has stopped")]
+    Stopped(#[source] Fault),
+}
+
+/// Why a read was not served.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// It could not be shown in time that the answer would be current. Safe to try again.
+    #[error("the read was not served")]
+    Rejected(#[source] Rejection),
+    /// The node has stopped.
+    #[error("the node has stopped")]
+    Stopped(#[source] Fault),
+}
+
+/// Why a leadership was not handed over.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// This node does not lead.
+    #[error("this node does not lead")]
+    NotLeader {
+        /// Who does, as far as it knows.
+        leader: Option<NodeId>,
+    },
+    /// The target did not take over in time. This node goes on to lead if it can.
+    #[error("the target did not take over in time")]
+    TimedOut,
+    /// The node has stopped.
+    #[error("the node has stopped")]
+    Stopped(#[source] Fault),
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The builder was not told something that it needs, or was told a contradiction.
+    #[error("{what}")]
+    Setting {
+        /// What is missing or wrong.
+        what: String,
+    },
+    /// The log cannot be opened.
+    #[error("the log cannot be opened")]
+    Log(#[source] LogFailure),
+    /// The file of known peers cannot be read.
+    #[error("the known peers in {dir} cannot be read", dir = dir.display())]
+    Peers {
+        /// The data directory.
+        dir: PathBuf,
+        /// Why.
+        source: LogFailure,
+    },
+    /// What the disk holds contradicts itself or the settings.
+    #[error("the node cannot be restored from its disk")]
+    Restore(#[source] RestoreError),
+    /// The transport cannot be started: most often, the address is in use.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The operating system gave no thread or no random number.
+    #[error("the operating system refused")]
+    System(#[source] io::Error),
+}
+
+/// An error and its causes on one line, for logs.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        // Some errors repeat their source.
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,381 @@
+//! The handle: what a program holds of a node that runs.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use kontiki_raft::{
+    Bytes, EntryId, Index, Membership, NodeId, ProgressStatus, Rejection, Role, SoftState, StoreId,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{Fault, ProposeError, ReadError, StateMachine, TransferError, apply_thread::ReadFn};
+
+/// A node of a cluster, and with it the replicated state.
+///
+/// Cheap to clone; all clones are the same node. It runs until [`shutdown`](Self::shutdown), or
+/// until the last clone is dropped, or until it fails.
+pub struct Raft<S: StateMachine> {
+    requests: mpsc::Sender<Request<S>>,
+    room: Arc<Room>,
+    phase: watch::Receiver<Phase>,
+    soft_state: watch::Receiver<SoftState>,
+    identity: NodeIdentity,
+}
+
+/// Whom a handle speaks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeIdentity {
+    /// Its id.
+    pub id: NodeId,
+    /// Its cluster: a hash of the members that it was born with.
+    pub cluster: u64,
+    /// Its data directory.
+    pub store: StoreId,
+}
+
+/// A command that was applied, and what the state machine said to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied<R> {
+    /// Its place in the log.
+    pub at: EntryId,
+    /// What the state machine returned, on this node.
+    pub response: R,
+}
+
+/// A node at one moment.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Status {
+    /// Who it is.
+    pub identity: NodeIdentity,
+    /// Role, term, leader.
+    pub soft_state: SoftState,
+    /// Committed up to here.
+    pub commit_index: Index,
+    /// Applied up to here.
+    pub applied_index: Index,
+    /// Its own disk holds the log up to here.
+    pub durable_index: Index,
+    /// The entry before the first of the log.
+    pub log_start: EntryId,
+    /// The last entry of the log.
+    pub last: EntryId,
+    /// The membership in force.
+    pub membership: Membership,
+    /// What the leader knows of the others. Empty unless this node leads.
+    pub progress: Vec<ProgressStatus>,
+}
+
+/// What the node loop is asked by its handles.
+pub(crate) enum Request<S: StateMachine> {
+    Propose { command: Bytes, reply: oneshot::Sender<ProposeResult<S>> },
+    Read(ReadFn<S>),
+    ReadBarrier(oneshot::Sender<Result<Index, ReadError>>),
+    ReadStale(ReadFn<S>),
+    Status(oneshot::Sender<Status>),
+    Campaign,
+    Transfer { to: Option<NodeId> },
+    Shutdown,
+}
+
+pub(crate) type ProposeResult<S> = Result<Applied<<S as StateMachine>::Response>, ProposeError>;
+
+/// How far the life of a node has gone.
+#[derive(Clone, Debug)]
+pub(crate) enum Phase {
+    Running,
+    /// It does nothing any more, and its threads are being joined.
+    Stopping(Fault),
+    /// Nothing is left of it.
+    Stopped(Fault),
+}
+
+/// The bytes that may wait in the inbox, and those that do.
+#[derive(Debug)]
+pub(crate) struct Room {
+    pub(crate) bytes: AtomicUsize,
+    pub(crate) bytes_max: usize,
+}
+
+/// What a handle is made of.
+pub(crate) struct HandleParts<S: StateMachine> {
+    pub(crate) requests: mpsc::Sender<Request<S>>,
+    pub(crate) room: Arc<Room>,
+    pub(crate) phase: watch::Receiver<Phase>,
+    pub(crate) soft_state: watch::Receiver<SoftState>,
+    pub(crate) identity: NodeIdentity,
+}
+
+/// Why a request did not reach the node.
+enum Refused {
+    Busy,
+    Stopped,
+}
+
+impl<S: StateMachine> Raft<S> {
+    pub(crate) fn new(parts: HandleParts<S>) -> Self {
+        let HandleParts { requests, room, phase, soft_state, identity } = parts;
+        Self { requests, room, phase, soft_state, identity }
+    }
+
+    /// Has `command` applied by every node, and returns what the state machine of this one said
+    /// to it. Can be called on any node: the command is passed on to the leader.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`](ProposeError::Rejected) and [`Superseded`](ProposeError::Superseded) are
+    /// certain, [`Unknown`](ProposeError::Unknown) is not. When too much waits already the
+    /// answer is `Rejected(Busy)`, at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped the command may or may not be applied.
+    pub async fn propose(&self, command: impl Into<Bytes>) -> ProposeResult<S> {
+        let (reply, response) = oneshot::channel();
+        let command = command.into();
+        let bytes = command.len();
+        self.submit(Request::Propose { command, reply }, bytes).map_err(
+            |refused| match refused {
+                Refused::Busy => ProposeError::Rejected(Rejection::Busy),
+                Refused::Stopped => ProposeError::Stopped(self.fault()),
+            },
+        )?;
+        response.await.unwrap_or_else(|_| Err(ProposeError::Stopped(self.fault())))
+    }
+
+    /// Reads the state as of now or later: everything that was acknowledged to anyone before
+    /// this call is in it. Can be called on any node.
+    ///
+    /// `read` runs on the thread of the state machine, between two batches: the state machine
+    /// waits for it. Machines that can be read concurrently are better served by
+    /// [`read_barrier`](Self::read_barrier).
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be shown in time that the answer is current.
+    ///
+    /// # Cancel safety
+    ///
+    /// A read changes nothing, so the future can be dropped at any time. `read` may run yet.
+    pub async fn read<R: Send + 'static>(
+        &self,
+        read: impl FnOnce(&S) -> R + Send + 'static,
+    ) -> Result<R, ReadError> {
+        self.run_on_machine(Request::Read, read).await
+    }
+
+    /// Reads whatever is here, which may be older than what was acknowledged elsewhere. Needs no
+    /// leader.
+    ///
+    /// # Errors
+    ///
+    /// When the node has stopped or has too much to do.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`read`](Self::read).
+    pub async fn read_stale<R: Send + 'static>(
+        &self,
+        read: impl FnOnce(&S) -> R + Send + 'static,
+    ) -> Result<R, ReadError> {
+        self.run_on_machine(Request::ReadStale, read).await
+    }
+
+    /// Returns when the state machine of this node has applied everything that was acknowledged
+    /// to anyone before this call: what is then read from it, by whatever way, is linearizable.
+    /// Returns the index that had to be applied.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    ///
+    /// # Cancel safety
+    ///
+    /// The future can be dropped at any time.
+    pub async fn read_barrier(&self) -> Result<Index, ReadError> {
+        let (reply, response) = oneshot::channel();
+        self.submit(Request::ReadBarrier(reply), 0).map_err(|refused| self.read_error(&refused))?;
+        response.await.unwrap_or_else(|_| Err(ReadError::Stopped(self.fault())))
+    }
+
+    /// What this node would say of itself.
+    ///
+    /// # Errors
+    ///
+    /// When it has stopped or has too much to do.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future can be dropped at any time.
+    pub async fn status(&self) -> Result<Status, ReadError> {
+        let (reply, response) = oneshot::channel();
+        self.submit(Request::Status(reply), 0).map_err(|refused| self.read_error(&refused))?;
+        response.await.map_err(|_| ReadError::Stopped(self.fault()))
+    }
+
+    /// Whom this handle speaks for.
+    #[must_use]
+    pub fn identity(&self) -> NodeIdentity {
+        self.identity
+    }
+
+    /// Role, term and leader as this node sees them, now and whenever they change.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<SoftState> {
+        self.soft_state.clone()
+    }
+
+    /// Hands the leadership over, to `to` or to the follower that is best prepared, and returns
+    /// the new leader.
+    ///
+    /// # Errors
+    ///
+    /// When this node does not lead, or nobody has taken over in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped the leadership may or may not be handed over.
+    pub async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+        let mut soft_state = self.soft_state.clone();
+        let before = *soft_state.borrow_and_update();
+        if before.role != Role::Leader {
+            return Err(TransferError::NotLeader { leader: before.leader });
+        }
+        self.submit(Request::Transfer { to }, 0).map_err(|refused| match refused {
+            Refused::Busy => TransferError::TimedOut,
+            Refused::Stopped => TransferError::Stopped(self.fault()),
+        })?;
+        let is_decided = |now: &SoftState| now.term != before.term && now.leader.is_some();
+        let decided = tokio::time::timeout(TRANSFER_TIMEOUT, soft_state.wait_for(is_decided)).await;
+        match decided {
+            Ok(Ok(after)) => match after.leader {
+                Some(leader) if leader != self.identity.id => Ok(leader),
+                Some(_) | None => Err(TransferError::TimedOut),
+            },
+            Ok(Err(_)) => Err(TransferError::Stopped(self.fault())),
+            Err(_) => Err(TransferError::TimedOut),
+        }
+    }
+
+    /// Has this node stand for election, if no other node leads.
+    ///
+    /// # Errors
+    ///
+    /// When it has stopped or has too much to do.
+    pub fn campaign(&self) -> Result<(), ReadError> {
+        self.submit(Request::Campaign, 0).map_err(|refused| self.read_error(&refused))
+    }
+
+    /// Stops this node: takes nothing new, hands the leadership over where it can, makes durable
+    /// what was written, and joins every thread. What was proposed and not answered is answered
+    /// with [`ProposeError::Stopped`].
+    ///
+    /// # Errors
+    ///
+    /// The fault, if the node had failed before.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped the node stops all the same.
+    pub async fn shutdown(self) -> Result<(), Fault> {
+        // Asked before all that waits: a full inbox must not keep a node alive.
+        drop(self.requests.send(Request::Shutdown).await);
+        match self.stopped().await {
+            Fault::Shutdown => Ok(()),
+            fault => Err(fault),
+        }
+    }
+
+    /// Returns when the node has stopped, by itself or by [`shutdown`](Self::shutdown), and
+    /// nothing is left of it: no thread, no open file, no port.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future can be dropped at any time.
+    pub async fn stopped(&self) -> Fault {
+        let mut phase = self.phase.clone();
+        match phase.wait_for(|phase| matches!(phase, Phase::Stopped(_))).await {
+            Ok(phase) => phase.fault(),
+            Err(_) => self.fault(),
+        }
+    }
+
+    async fn run_on_machine<R: Send + 'static>(
+        &self,
+        request: fn(ReadFn<S>) -> Request<S>,
+        read: impl FnOnce(&S) -> R + Send + 'static,
+    ) -> Result<R, ReadError> {
+        let (reply, response) = oneshot::channel();
+        let serve: ReadFn<S> = Box::new(move |machine| {
+            // Whoever asked may have gone.
+            drop(reply.send(machine.map(read)));
+        });
+        self.submit(request(serve), 0).map_err(|refused| self.read_error(&refused))?;
+        response.await.unwrap_or_else(|_| Err(ReadError::Stopped(self.fault())))
+    }
+
+    fn submit(&self, request: Request<S>, bytes: usize) -> Result<(), Refused> {
+        let waiting = self.room.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let sent = if waiting.saturating_add(bytes) <= self.room.bytes_max {
+            self.requests.try_send(request).map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => Refused::Busy,
+                mpsc::error::TrySendError::Closed(_) => Refused::Stopped,
+            })
+        } else {
+            Err(Refused::Busy)
+        };
+        if sent.is_err() {
+            self.room.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    fn read_error(&self, refused: &Refused) -> ReadError {
+        match refused {
+            Refused::Busy => ReadError::Rejected(Rejection::Busy),
+            Refused::Stopped => ReadError::Stopped(self.fault()),
+        }
+    }
+
+    /// Why the node has stopped, asked when it is known that it has.
+    fn fault(&self) -> Fault {
+        self.phase.borrow().fault()
+    }
+}
+
+/// The protocol gives up a transfer after an election timeout; this is for one whose end nobody
+/// hears of.
+const TRANSFER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+impl Phase {
+    fn fault(&self) -> Fault {
+        match self {
+            // It said nothing before it was gone.
+            Self::Running => Fault::Panicked { part: "node loop" },
+            Self::Stopping(fault) | Self::Stopped(fault) => fault.clone(),
+        }
+    }
+}
+
+impl<S: StateMachine> Clone for Raft<S> {
+    fn clone(&self) -> Self {
+        Self {
+            requests: self.requests.clone(),
+            room: Arc::clone(&self.room),
+            phase: self.phase.clone(),
+            soft_state: self.soft_state.clone(),
+            identity: self.identity,
+        }
+    }
+}
+
+impl<S: StateMachine> fmt::Debug for Raft<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Raft").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,268 @@
+//! The sending half: one task for each peer and lane, which connects, sends what is queued in as
+//! few writes as possible, and connects again when the connection breaks.
+//!
+//! While there is no connection nothing is queued: messages that wait for a peer to come back
+//! are stale when it does, and the protocol sends better ones.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use kontiki_raft::{Message, NodeId};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{Notify, mpsc},
+    time::{sleep, timeout},
+};
+
+use super::{
+    Shared, frame,
+    handshake::{self, HandshakeError, Hello, Refusal},
+};
+use crate::{Fault, Lane, codec, message_bytes};
+
+/// The queue of one lane, as the node loop sees it.
+#[derive(Debug)]
+pub(super) struct LaneSender {
+    queue: mpsc::Sender<Message>,
+    gauge: Arc<Gauge>,
+    queue_bytes_max: usize,
+}
+
+/// What both ends of a queue know.
+#[derive(Debug, Default)]
+pub(super) struct Gauge {
+    is_connected: AtomicBool,
+    queued_bytes: AtomicUsize,
+    /// Wakes the task when the peer has been heard of: it need not wait any longer.
+    pub(super) peer_is_up: Notify,
+}
+
+/// The sending task of one lane.
+#[derive(Debug)]
+pub(super) struct LaneTask {
+    shared: Arc<Shared>,
+    peer: NodeId,
+    address: String,
+    lane: Lane,
+    queue: mpsc::Receiver<Message>,
+    gauge: Arc<Gauge>,
+    /// Encoded frames on their way into one write.
+    out: Vec<u8>,
+    /// The last reason for having no connection, so that it is said once and not every second.
+    last_error: String,
+    random: u64,
+}
+
+/// Messages that wait in one lane, beside the bound in bytes. Above the window of the protocol.
+const QUEUE_MAX: usize = 1024;
+/// One write takes as much as has been encoded when this is passed. A socket buffer's worth.
+const WRITE_BYTES: usize = 256 << 10;
+/// A connection attempt, handshake included, may take this long.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The pause after the first failed attempt; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Data that the peer has not acknowledged for this long ends the connection. Without it the
+/// kernel would go on for a quarter of an hour, at ever longer intervals.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(5);
+
+impl LaneSender {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        peer: NodeId,
+        address: &str,
+        lane: Lane,
+    ) -> (Self, LaneTask) {
+        let gauge = shared.gauges.get(&(peer, lane)).expect("each lane has a gauge");
+        let (queue, outlet) = mpsc::channel(QUEUE_MAX);
+        let task = LaneTask {
+            shared: Arc::clone(shared),
+            peer,
+            address: address.to_owned(),
+            lane,
+            queue: outlet,
+            gauge: Arc::clone(gauge),
+            out: Vec::new(),
+            last_error: String::new(),
+            random: shared.life ^ peer.get(),
+        };
+        // Twice the largest message, so that one can be on its way while another waits.
+        let queue_bytes_max = 2 * shared.local.message_bytes_max;
+        (Self { queue, gauge: Arc::clone(gauge), queue_bytes_max }, task)
+    }
+
+    /// Queues a message. `false` if there was no room for it.
+    pub(super) fn send(&self, message: Message) -> bool {
+        if !self.gauge.is_connected.load(Ordering::Relaxed) {
+            // The node was told when the connection broke. To tell it again for each message
+            // would make it send again, for nothing.
+            return true;
+        }
+        let bytes = message_bytes(&message);
+        let queued_bytes = self.gauge.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if queued_bytes <= self.queue_bytes_max && self.queue.try_send(message).is_ok() {
+            return true;
+        }
+        self.gauge.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        false
+    }
+}
+
+impl LaneTask {
+    /// Keeps the lane connected until the sender is dropped.
+    pub(super) async fn run(mut self) {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            match self.connect().await {
+                Ok((reader, writer)) => {
+                    backoff = BACKOFF_MIN;
+                    let (peer, lane) = (self.peer, self.lane);
+                    tracing::debug!(%peer, %lane, "connected");
+                    self.last_error.clear();
+                    self.gauge.is_connected.store(true, Ordering::Relaxed);
+                    let end = self.pump(reader, writer).await;
+                    self.gauge.is_connected.store(false, Ordering::Relaxed);
+                    self.discard();
+                    match end {
+                        Ok(()) => return, // the node is gone
+                        Err(error) => tracing::debug!(%peer, %lane, %error, "connection lost"),
+                    }
+                    self.shared.inbox.unreachable(self.peer);
+                }
+                Err(error) => self.report(&error),
+            }
+            if self.queue.is_closed() {
+                return;
+            }
+            tokio::select! {
+                () = sleep(self.jitter(backoff)) => backoff = (2 * backoff).min(BACKOFF_MAX),
+                () = self.gauge.peer_is_up.notified() => {}
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<(OwnedReadHalf, OwnedWriteHalf), HandshakeError> {
+        let local = &self.shared.local;
+        let hello = Hello {
+            cluster: local.cluster,
+            from: local.id,
+            to: self.peer,
+            store: local.store,
+            life: self.shared.life,
+            lane: self.lane,
+        };
+        let (stream, store) = timeout(CONNECT_TIMEOUT, async {
+            let mut stream = TcpStream::connect(&self.address).await?;
+            tune(&stream)?;
+            let store = handshake::greet(&mut stream, &hello).await?;
+            Ok::<_, HandshakeError>((stream, store))
+        })
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        self.shared.check_store(self.peer, store).await.map_err(HandshakeError::Refused)?;
+        Ok(stream.into_split())
+    }
+
+    /// Sends what is queued until the connection breaks. `Ok` when there is no sender any more.
+    async fn pump(
+        &mut self,
+        mut reader: OwnedReadHalf,
+        mut writer: OwnedWriteHalf,
+    ) -> io::Result<()> {
+        let mut messages = Vec::new();
+        let mut nothing = [0];
+        loop {
+            tokio::select! {
+                biased;
+                count = self.queue.recv_many(&mut messages, QUEUE_MAX) => if count == 0 {
+                    return Ok(());
+                },
+                // Nothing is ever said on this side of a connection but good-bye.
+                read = reader.read(&mut nothing) => {
+                    read?;
+                    return Err(io::ErrorKind::ConnectionReset.into());
+                }
+            }
+            for message in messages.drain(..) {
+                self.encode(&message);
+                if WRITE_BYTES <= self.out.len() {
+                    writer.write_all(&self.out).await?;
+                    self.out.clear();
+                }
+            }
+            writer.write_all(&self.out).await?;
+            self.out.clear();
+            self.out.shrink_to(2 * WRITE_BYTES);
+        }
+    }
+
+    fn encode(&mut self, message: &Message) {
+        self.gauge.queued_bytes.fetch_sub(message_bytes(message), Ordering::Relaxed);
+        let start = self.out.len();
+        frame::put_frame(&mut self.out, |out| codec::encode(message, out));
+        let bytes = self.out.len() - start - frame::HEADER_BYTES;
+        if self.shared.local.message_bytes_max < bytes {
+            let peer = self.peer;
+            tracing::error!(%peer, bytes, "a message is larger than any may be, and is dropped");
+            self.out.truncate(start);
+        }
+    }
+
+    /// Drops what the broken connection has left behind.
+    fn discard(&mut self) {
+        self.out.clear();
+        while self.queue.try_recv().is_ok() {}
+        self.gauge.queued_bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// Says once why there is no connection. If we are the reason, the node stops.
+    fn report(&mut self, error: &HandshakeError) {
+        let (peer, local) = (self.peer, &self.shared.local);
+        if let HandshakeError::Refused(Refusal::StoreChanged { id, known, found }) = error
+            && *id == local.id
+        {
+            let (known, ours) = (*known, *found);
+            self.shared.inbox.refused(Fault::StoreChanged { peer, known, ours });
+        }
+        let text = crate::error::chain(error);
+        let (address, lane) = (&self.address, self.lane);
+        if text == self.last_error {
+            tracing::debug!(%peer, %address, %lane, error = text, "cannot connect");
+        } else if let HandshakeError::Io(_) = error {
+            tracing::info!(%peer, %address, %lane, error = text, "cannot connect, trying on");
+        } else {
+            tracing::error!(%peer, %address, %lane, error = text, "cannot talk to a peer");
+        }
+        self.last_error = text;
+    }
+
+    /// Between half and all of `pause`, so that nodes that lost each other at the same moment
+    /// do not meet again and again at the same moment.
+    fn jitter(&mut self, pause: Duration) -> Duration {
+        // xorshift64: what is asked of it is only to be different.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let share = u32::from(self.random.to_le_bytes()[0]);
+        pause / 2 + pause * share / (2 * 255)
+    }
+}
+
+/// Small messages leave at once, and a peer that is silently gone is noticed.
+pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    Ok(())
+}
