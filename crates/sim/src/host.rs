@@ -1,0 +1,582 @@
+//! What a process does with events and actions: the simulated counterpart of the real host.
+//!
+//! It keeps the contract of the real one and nothing more: writes in order, one record at a
+//! time with one `sync` for all that waited, entries applied in order, messages whenever.
+
+use std::{sync::Arc, time::Duration};
+
+use kontiki::{Action, Answer, Event, Replica};
+use kontiki_log::{IdentityRequest, Log};
+use kontiki_raft::{
+    Apply, Body, Config, Entry, EntryId, Envelope, Index, LogWrite, Membership, Message, NodeId,
+    Role, StoreId, WriteTicket,
+};
+
+use crate::{
+    dice::Stream,
+    machine::{Machine, MachineKind},
+    network::{Arrivals, nanos},
+    node::{Clock, Happening, Node, Process, StoredRead},
+    requests::{Ask, Outcome},
+    trace::{Fate, How, Note, Summary},
+    world::{Checked, World, data_dir, encode, place},
+};
+
+/// How long it takes the core to hear that the log was purged.
+const PURGE_DELAY: Duration = Duration::from_millis(1);
+
+impl World {
+    fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[place(id)]
+    }
+
+    fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[place(id)]
+    }
+
+    fn process(&mut self, id: NodeId) -> Checked<&mut Process> {
+        self.nodes[place(id)].process.as_mut().ok_or_else(|| format!("{id} is down"))
+    }
+
+    fn life(&self, id: NodeId) -> u64 {
+        self.node(id).process.as_ref().map_or(0, |process| process.life)
+    }
+
+    /// A count that is never used twice for this node: a key of decisions.
+    fn count(&mut self, id: NodeId) -> u64 {
+        let node = self.node_mut(id);
+        node.other_count += 1;
+        node.other_count
+    }
+
+    // -------------------------------------------------------------------------- start
+
+    pub(crate) fn start_process(&mut self, id: NodeId) -> Checked {
+        let count = self.count(id);
+        let voters = self.node_ids().map(|id| (id, id.to_string()));
+        let identity = IdentityRequest {
+            cluster: 0x6b6f_6e74_696b_6921,
+            node: id,
+            genesis: Membership::of_voters(voters),
+            new_store: StoreId(self.dice.roll(Stream::Process, id.get(), count)),
+        };
+        let disk = Arc::clone(&self.node(id).disk);
+        let (log, opened) = Log::open(disk, &data_dir(id), &identity, self.setup.log.clone())
+            .map_err(|error| format!("the log of {id} does not open: {error}"))?;
+        let mut recovered = opened.recovered;
+        let machine = match self.setup.machine {
+            MachineKind::Memory => Machine::default(),
+            MachineKind::Durable => self.node(id).saved.clone(),
+        };
+        recovered.applied = machine.applied;
+        self.ledger.on_restart(id, &recovered)?;
+
+        let clock = self.new_clock(id, count);
+        let config = Config {
+            id,
+            seed: self.dice.roll(Stream::Process, !id.get(), count),
+            ..self.setup.config.clone()
+        };
+        let replica = Replica::new(config, recovered, clock.at(self.now))
+            .map_err(|error| format!("{id} does not start: {error}"))?;
+        let node = self.node_mut(id);
+        node.lives += 1;
+        node.process = Some(Process {
+            life: node.lives,
+            clock,
+            replica,
+            reader: log.reader(),
+            spares: log.spares(),
+            log,
+            machine,
+            waiting: Vec::new(),
+            syncing: None,
+            purge: None,
+            is_filling: false,
+            to_apply: std::collections::VecDeque::new(),
+            timer: None,
+        });
+        self.finish(id)
+    }
+
+    fn new_clock(&self, id: NodeId, count: u64) -> Clock {
+        let drift = self.setup.clock_drift;
+        let rate = self.dice.within(
+            &(1_000_000 - drift..=1_000_000 + drift),
+            Stream::Clock,
+            id.get(),
+            count,
+        );
+        // No two clocks show the same time, and a later life may see an earlier time.
+        let offset = self.dice.below(1 << 50, Stream::Clock, !id.get(), count);
+        Clock { started: self.now, offset, rate }
+    }
+
+    // -------------------------------------------------------------------------- events
+
+    /// Something happens to a node: at once, later if it is paused, never if it is meant for a
+    /// process that is gone.
+    pub(crate) fn happen(&mut self, id: NodeId, what: Happening) -> Checked {
+        let life = self.life(id);
+        if life == 0 || what.life().is_some_and(|meant| meant != life) {
+            return Ok(());
+        }
+        if let Some(held) = &mut self.node_mut(id).held {
+            held.push(what);
+            return Ok(());
+        }
+        self.take(id, what)?;
+        self.finish(id)?;
+        self.check_overdue()
+    }
+
+    /// All that has come while the node was paused is taken in, and only then acted upon.
+    pub(crate) fn happen_at_once(&mut self, id: NodeId, held: Vec<Happening>) -> Checked {
+        let life = self.life(id);
+        for what in held {
+            if what.life().is_none_or(|meant| meant == life) {
+                self.take(id, what)?;
+            }
+        }
+        self.finish(id)
+    }
+
+    fn take(&mut self, id: NodeId, what: Happening) -> Checked {
+        match what {
+            Happening::Arrives { from, bytes } => {
+                if !self.network.delivers(from, id) {
+                    return Ok(());
+                }
+                self.recorder.borrow_mut().bytes(&bytes);
+                let message = kontiki::codec::decode(bytes)
+                    .map_err(|error| format!("{id} cannot read a message of {from}: {error}"))?;
+                let envelope = Envelope { to: id, message };
+                self.note(Note::Delivered(Summary::new(from, &envelope)));
+                self.handle_message(id, from, envelope.message)
+            }
+            Happening::Event { event, .. } => self.handle(id, event),
+            Happening::Timer { .. } => self.on_timer(id),
+            Happening::Synced { .. } => self.on_synced(id),
+            Happening::Applied { .. } => self.on_applied(id),
+            Happening::StoredRead { read, .. } => self.on_stored_read(id, *read),
+            Happening::FillSpare { .. } => self.on_fill_spare(id),
+        }
+    }
+
+    fn handle(&mut self, id: NodeId, event: Event) -> Checked {
+        let now = self.now;
+        let process = self.process(id)?;
+        process.replica.handle(process.clock.at(now), event);
+        Ok(())
+    }
+
+    /// Whoever hears of a higher term is in it (§5.1). Only a request for a vote may be ignored,
+    /// by those who are loyal to a leader (thesis §4.2.3).
+    fn handle_message(&mut self, id: NodeId, from: NodeId, message: Message) -> Checked {
+        let term = message.term;
+        let is_vote = matches!(message.body, Body::RequestVote(_));
+        self.handle(id, Event::Message { from, message })?;
+        let state = self.process(id)?.replica.status().soft_state;
+        if !is_vote && state.term < term && state.role != Role::Stopped {
+            return Err(format!("{id} stays in term {} after a message of {term}", state.term));
+        }
+        Ok(())
+    }
+
+    fn on_timer(&mut self, id: NodeId) -> Checked {
+        let now = self.now;
+        let process = self.process(id)?;
+        if process.timer.is_none_or(|timer| now < timer) {
+            return Ok(());
+        }
+        process.timer = None;
+        let clock_now = process.clock.at(now);
+        if process.replica.next_deadline().is_some_and(|deadline| deadline <= clock_now) {
+            process.replica.handle(clock_now, Event::Timeout);
+        }
+        Ok(())
+    }
+
+    /// Asks the node what is to be done, checks it, does it, and sets its timer.
+    pub(crate) fn finish(&mut self, id: NodeId) -> Checked {
+        let now = self.now;
+        let mut actions = std::mem::take(&mut self.actions);
+        let process = self.process(id)?;
+        process.replica.poll(process.clock.at(now), &mut actions);
+        // What is written is known before anything is judged.
+        for action in &actions {
+            if let Action::Write(LogWrite { batch, .. }) = action {
+                let state = self.process(id)?.replica.status().soft_state;
+                let leads = (state.role == Role::Leader).then_some(state.term);
+                self.ledger.on_write(id, batch, leads)?;
+                self.note(Note::wrote(id, batch));
+            }
+        }
+        self.observe(id)?;
+        for action in actions.drain(..) {
+            self.carry_out(id, action)?;
+        }
+        self.actions = actions;
+        self.set_timer(id)
+    }
+
+    fn observe(&mut self, id: NodeId) -> Checked {
+        let process = self.nodes[place(id)].process.as_ref();
+        let Some(process) = process else { return Ok(()) };
+        if let Some(upto) = self.ledger.observe(&process.replica.status())? {
+            self.note(Note::Committed { node: id, upto });
+            for (request, at) in self.ledger.take_newly_committed() {
+                self.requests.on_committed(request, at)?;
+                self.committed_commands.push(request);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_timer(&mut self, id: NodeId) -> Checked {
+        let (now, lateness) = (self.now, nanos(self.setup.timer_lateness));
+        let count = self.count(id);
+        let late = match lateness {
+            0 => 0,
+            _ => self.dice.below(lateness, Stream::Timer, id.get(), count),
+        };
+        let process = self.process(id)?;
+        let Some(deadline) = process.replica.next_deadline() else { return Ok(()) };
+        let when = process.clock.when(deadline).max(now);
+        // A later timer is left alone: when it fires it looks at the deadline of then.
+        if process.timer.is_none_or(|timer| when < timer) {
+            process.timer = Some(when);
+            let life = process.life;
+            self.schedule(when + late, id, Happening::Timer { life });
+        }
+        Ok(())
+    }
+
+    fn check_overdue(&self) -> Checked {
+        let now = self.now();
+        self.requests.overdue(now, |id| {
+            let node = self.node(id);
+            node.held.is_some() || now < node.resumed + Duration::from_secs(3)
+        })
+    }
+
+    // ------------------------------------------------------------------------- actions
+
+    fn carry_out(&mut self, id: NodeId, action: Action) -> Checked {
+        match action {
+            Action::Send(envelope) => self.send(id, &envelope),
+            Action::SendStored { envelope, range, bytes_max, session } => {
+                let read = Box::new(StoredRead { envelope, range, bytes_max, session });
+                let delay = self.small_delay(id, Stream::StoredRead);
+                let life = self.life(id);
+                self.schedule(self.now + delay, id, Happening::StoredRead { life, read });
+                Ok(())
+            }
+            Action::Write(LogWrite { batch, ticket }) => {
+                self.process(id)?.waiting.push((batch, ticket));
+                self.maybe_write(id)
+            }
+            Action::Apply { what, waiters } => self.submit_apply(id, what, waiters),
+            Action::Answer { id: request, answer } => self.answer(id, request.0, answer),
+            Action::Purge { upto } => {
+                self.process(id)?.purge = Some(upto);
+                self.maybe_purge(id)
+            }
+            Action::SoftState(state) => {
+                self.note(Note::became(id, state));
+                Ok(())
+            }
+        }
+    }
+
+    fn send(&mut self, id: NodeId, envelope: &Envelope) -> Checked {
+        self.ledger.on_send(id, envelope)?;
+        let bytes = encode(&envelope.message);
+        let node = self.node_mut(id);
+        node.counts.messages += 1;
+        node.counts.bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let arrivals = self.network.send(self.now, id, envelope.to, &envelope.message);
+        let message = Summary::new(id, envelope);
+        let (fate, times) = match arrivals {
+            Arrivals::None => (Fate::Lost, [None, None]),
+            Arrivals::Once(at) => (Fate::Travels, [Some(at), None]),
+            Arrivals::Twice(first, second) => (Fate::Twice, [Some(first), Some(second)]),
+        };
+        self.note(Note::Sent { message, fate });
+        for at in times.into_iter().flatten() {
+            self.schedule(at, envelope.to, Happening::Arrives { from: id, bytes: bytes.clone() });
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, id: NodeId, number: u64, answer: Answer) -> Checked {
+        let now = self.now();
+        let how = match answer {
+            Answer::ReadReady { index } => {
+                let ask = self.requests.get(number).map(|request| request.ask);
+                let Some(Ask::Read { key }) = ask else {
+                    return Err(format!("{id} answers #{number} with a read: {ask:?}"));
+                };
+                let machine = &self.process(id)?.machine;
+                let (applied, value) = (machine.applied, machine.register(key));
+                self.requests.on_read(id, now, number, (index, applied), value)?
+            }
+            Answer::Rejected(why) => {
+                self.requests.close(id, now, number, Outcome::Rejected(why))?;
+                How::Rejected
+            }
+            Answer::Superseded { .. } => {
+                self.requests.close(id, now, number, Outcome::Superseded)?;
+                How::Superseded
+            }
+            Answer::Unknown { .. } => {
+                self.requests.close(id, now, number, Outcome::Unknown)?;
+                How::Unknown
+            }
+        };
+        self.note(Note::Answered { node: id, request: number, how });
+        Ok(())
+    }
+
+    fn small_delay(&mut self, id: NodeId, stream: Stream) -> u64 {
+        let count = self.count(id);
+        self.dice.below(nanos(Duration::from_millis(2)), stream, id.get(), count)
+    }
+
+    // ---------------------------------------------------------------------- log writer
+
+    /// Takes all that waits, writes it as one record, and lets the disk take its time.
+    fn maybe_write(&mut self, id: NodeId) -> Checked {
+        let process = self.process(id)?;
+        if process.syncing.is_some() || process.waiting.is_empty() {
+            return Ok(());
+        }
+        let waiting = std::mem::take(&mut process.waiting);
+        let mut newest: Option<WriteTicket> = None;
+        let mut batches = Vec::with_capacity(waiting.len());
+        for (batch, ticket) in waiting {
+            batches.push(batch);
+            newest = Some(match newest {
+                Some(earlier) => earlier.merge(ticket),
+                None => ticket,
+            });
+        }
+        let Some(ticket) = newest else { return Ok(()) };
+        let written = process.log.write(batches);
+        let life = process.life;
+        self.ledger.on_record(id);
+        if written.is_err() {
+            self.note(Note::WriteFailed { node: id });
+            let event = Event::WriteFailed(ticket);
+            self.schedule(self.now, id, Happening::Event { life, event });
+            return Ok(());
+        }
+        self.process(id)?.syncing = Some(ticket);
+        let delay = self.sync_delay(id);
+        self.schedule(self.now + delay, id, Happening::Synced { life });
+        self.maybe_fill_spare(id)
+    }
+
+    fn sync_delay(&mut self, id: NodeId) -> u64 {
+        let node = self.node_mut(id);
+        node.sync_count += 1;
+        let count = node.sync_count;
+        let range = nanos(self.setup.sync.0)..=nanos(self.setup.sync.1);
+        let delay = self.dice.within(&range, Stream::Sync, id.get(), count);
+        if self.dice.chance(self.setup.stalls, Stream::Sync, !id.get(), count) {
+            return delay * self.dice.within(&(2..=100), Stream::Sync, !id.get(), !count);
+        }
+        delay
+    }
+
+    fn on_synced(&mut self, id: NodeId) -> Checked {
+        let process = self.process(id)?;
+        let Some(ticket) = process.syncing.take() else {
+            return Err(format!("{id} has synced nothing"));
+        };
+        if process.log.sync().is_err() {
+            self.note(Note::WriteFailed { node: id });
+            return self.handle(id, Event::WriteFailed(ticket));
+        }
+        let last = self.ledger.on_durable(id)?;
+        self.note(Note::Durable { node: id, last });
+        self.handle(id, Event::Persisted(ticket))?;
+        self.maybe_purge(id)?;
+        self.maybe_write(id)
+    }
+
+    fn maybe_purge(&mut self, id: NodeId) -> Checked {
+        let process = self.process(id)?;
+        if process.syncing.is_some() {
+            return Ok(());
+        }
+        let Some(upto) = process.purge.take() else { return Ok(()) };
+        let life = process.life;
+        let start = process
+            .log
+            .purge(upto)
+            .map_err(|error| format!("{id} cannot purge its log up to {upto}: {error}"))?;
+        if upto.index < start.index {
+            return Err(format!("{id} was to purge up to {upto}, and purged up to {start}"));
+        }
+        if EntryId::ZERO == start {
+            return Ok(());
+        }
+        self.ledger.on_purged(id, start)?;
+        self.note(Note::Purged { node: id, upto: start });
+        let event = Event::Purged { upto: start };
+        self.schedule(self.now + nanos(PURGE_DELAY), id, Happening::Event { life, event });
+        Ok(())
+    }
+
+    fn maybe_fill_spare(&mut self, id: NodeId) -> Checked {
+        let process = self.process(id)?;
+        if process.is_filling {
+            return Ok(());
+        }
+        process.is_filling = true;
+        let life = process.life;
+        let delay = self.small_delay(id, Stream::Housekeeping);
+        self.schedule(self.now + delay, id, Happening::FillSpare { life });
+        Ok(())
+    }
+
+    fn on_fill_spare(&mut self, id: NodeId) -> Checked {
+        let process = self.process(id)?;
+        process.is_filling = false;
+        let filled = process.spares.fill();
+        // A spare that cannot be made is no harm: the log makes one when it needs it.
+        if filled.is_ok_and(|is_made| is_made) {
+            return self.maybe_fill_spare(id);
+        }
+        Ok(())
+    }
+
+    // --------------------------------------------------------------------- old entries
+
+    fn on_stored_read(&mut self, id: NodeId, read: StoredRead) -> Checked {
+        let StoredRead { mut envelope, range, bytes_max, session } = read;
+        let to = envelope.to;
+        let process = self.process(id)?;
+        let Ok(entries) = process.reader.read(range, bytes_max) else {
+            return self.handle(id, Event::EntriesUnavailable { to, session });
+        };
+        let Body::AppendEntries(append) = &mut envelope.message.body else {
+            return Err(format!("{id} wants entries in a message that takes none"));
+        };
+        append.entries = entries;
+        self.send(id, &envelope)
+    }
+
+    // ------------------------------------------------------------------- state machine
+
+    fn submit_apply(
+        &mut self,
+        id: NodeId,
+        what: Apply,
+        waiters: Vec<(Index, kontiki::RequestId)>,
+    ) -> Checked {
+        let (first, last) = match &what {
+            Apply::Entries(entries) => match (entries.first(), entries.last()) {
+                (Some(first), Some(last)) => (first.id.index, last.id.index),
+                _ => return Err(format!("{id} applies nothing")),
+            },
+            Apply::Stored(range) => (*range.start(), *range.end()),
+        };
+        self.ledger.on_apply(id, first, last)?;
+        for (_, request) in &waiters {
+            self.requests.on_handed(id, request.0)?;
+        }
+        let process = self.process(id)?;
+        process.to_apply.push_back((what, waiters));
+        if process.to_apply.len() == 1 {
+            self.schedule_apply(id);
+        }
+        Ok(())
+    }
+
+    fn schedule_apply(&mut self, id: NodeId) {
+        let node = self.node_mut(id);
+        node.apply_count += 1;
+        let count = node.apply_count;
+        let range = nanos(self.setup.apply.0)..=nanos(self.setup.apply.1);
+        let delay = self.dice.within(&range, Stream::Apply, id.get(), count);
+        let life = self.life(id);
+        self.schedule(self.now + delay, id, Happening::Applied { life });
+    }
+
+    fn on_applied(&mut self, id: NodeId) -> Checked {
+        let process = self.process(id)?;
+        let Some((what, waiters)) = process.to_apply.pop_front() else {
+            return Err(format!("{id} has applied nothing"));
+        };
+        let is_more = !process.to_apply.is_empty();
+        match what {
+            Apply::Entries(entries) => self.apply(id, &entries, &waiters)?,
+            Apply::Stored(range) => {
+                let mut next = *range.start();
+                while next <= *range.end() {
+                    let reader = &self.process(id)?.reader;
+                    let entries = reader
+                        .read(next..=*range.end(), APPLY_BYTES)
+                        .map_err(|error| format!("{id} cannot read {next} to apply it: {error}"))?;
+                    let last = entries.last().map_or(Index::ZERO, |entry| entry.id.index);
+                    if last < next {
+                        return Err(format!("{id} reads nothing from {next} on"));
+                    }
+                    self.apply(id, &entries, &waiters)?;
+                    next = last.next();
+                }
+            }
+        }
+        let upto = self.process(id)?.machine.applied;
+        self.note(Note::Applied { node: id, upto });
+        let durable = self.maybe_save(id)?;
+        self.handle(id, Event::Applied { upto, durable })?;
+        if is_more {
+            self.schedule_apply(id);
+        }
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        id: NodeId,
+        entries: &[Entry],
+        waiters: &[(Index, kontiki::RequestId)],
+    ) -> Checked {
+        let now = self.now();
+        for entry in entries {
+            self.ledger.on_applied(id, entry)?;
+            let machine = &mut self.process(id)?.machine;
+            if entry.id.index != machine.applied.next() {
+                return Err(format!("{id} applies {} after {}", entry.id, machine.applied));
+            }
+            machine.apply(entry);
+            for &(_, request) in waiters.iter().filter(|(index, _)| *index == entry.id.index) {
+                let how = self.requests.on_applied(id, now, request.0, entry.id)?;
+                self.note(Note::Answered { node: id, request: request.0, how });
+            }
+        }
+        Ok(())
+    }
+
+    /// A durable state machine saves itself now and then; up to there it will be known after a
+    /// crash.
+    fn maybe_save(&mut self, id: NodeId) -> Checked<Index> {
+        if self.setup.machine == MachineKind::Memory {
+            return Ok(Index::ZERO);
+        }
+        let count = self.count(id);
+        let is_due = self.dice.chance(200_000, Stream::Checkpoint, id.get(), count);
+        let machine = self.process(id)?.machine.clone();
+        let node = self.node_mut(id);
+        if is_due {
+            node.saved = machine;
+        }
+        Ok(node.saved.applied)
+    }
+}
+
+/// How much of the log is read at once to be applied.
+const APPLY_BYTES: usize = 64 * 1024;

@@ -1,0 +1,69 @@
+//! The lab scenarios of the Raft course (MIT 6.824 / 6.5840), parts 2A to 2C, as simulations.
+//!
+//! Every scenario keeps the facts of the course's tests: delays, loss, time limits, what is
+//! asserted, how many calls and bytes are allowed. On top, all invariants are checked after
+//! every event, disks are slow and crashes tear what was not synced, and each seed is another
+//! world.
+
+mod lab;
+mod part_2a;
+mod part_2b;
+mod part_2c;
+mod report;
+mod runner;
+
+pub use lab::Lab;
+pub use report::{FailedRun, Report, Row};
+pub use runner::{Options, Progress, Run, UnknownScenario, run, run_one};
+
+use crate::trace::Failure;
+
+/// A scenario of the labs.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name, as in the course.
+    pub name: &'static str,
+    /// How many servers there are.
+    pub nodes: u64,
+    play: fn(&mut Lab) -> Result<(), Failure>,
+}
+
+/// All scenarios, in the order of the course.
+pub const SCENARIOS: [Scenario; 22] = [
+    scenario("initial_election_2a", 3, part_2a::initial_election),
+    scenario("reelection_2a", 3, part_2a::reelection),
+    scenario("many_election_2a", 7, part_2a::many_election),
+    scenario("basic_agree_2b", 5, part_2b::basic_agree),
+    scenario("rpc_bytes_2b", 3, part_2b::rpc_bytes),
+    scenario("follower_failure_2b", 3, part_2b::follower_failure),
+    scenario("leader_failure_2b", 3, part_2b::leader_failure),
+    scenario("fail_agree_2b", 3, part_2b::fail_agree),
+    scenario("fail_no_agree_2b", 5, part_2b::fail_no_agree),
+    scenario("concurrent_starts_2b", 3, part_2b::concurrent_starts),
+    scenario("rejoin_2b", 3, part_2b::rejoin),
+    scenario("backup_2b", 5, part_2b::backup),
+    scenario("count_2b", 3, part_2b::count),
+    scenario("persist1_2c", 3, part_2c::persist1),
+    scenario("persist2_2c", 5, part_2c::persist2),
+    scenario("persist3_2c", 3, part_2c::persist3),
+    scenario("figure_8_2c", 5, part_2c::figure_8),
+    scenario("unreliable_agree_2c", 5, part_2c::unreliable_agree),
+    scenario("figure_8_unreliable_2c", 5, part_2c::figure_8_unreliable),
+    scenario("figure_8_long_reordering_2c", 5, part_2c::figure_8_long_reordering),
+    scenario("reliable_churn_2c", 5, part_2c::reliable_churn),
+    scenario("unreliable_churn_2c", 5, part_2c::unreliable_churn),
+];
+
+const fn scenario(
+    name: &'static str,
+    nodes: u64,
+    play: fn(&mut Lab) -> Result<(), Failure>,
+) -> Scenario {
+    Scenario { name, nodes, play }
+}
+
+/// The scenario of this name.
+#[must_use]
+pub fn scenario_named(name: &str) -> Option<&'static Scenario> {
+    SCENARIOS.iter().find(|scenario| scenario.name == name)
+}

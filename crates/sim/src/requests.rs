@@ -1,0 +1,240 @@
+//! What clients asked and what they were told: exactly one outcome for each request, and no lie.
+//!
+//! - A command that was rejected or superseded is never committed; one that is answered is
+//!   applied once. A proposal may not be committed twice.
+//! - A read is answered at an index that covers every write and every read that was answered
+//!   before it was asked (the essence of linearizability; the history checker looks at values).
+//! - A request is answered, once, soon after its deadline at the latest.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use kontiki_raft::{EntryId, Index, NodeId, Rejection};
+
+use crate::{ledger::Broken, trace::How};
+
+/// A request of a client.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The node that was asked.
+    pub node: NodeId,
+    /// When, in virtual time.
+    pub asked: Duration,
+    /// What for.
+    pub ask: Ask,
+    /// What came of it, and when. `None` while it is open.
+    pub outcome: Option<(Duration, Outcome)>,
+    /// Where its command was committed.
+    pub committed: Option<EntryId>,
+    /// What was answered before it was asked.
+    floor: Index,
+    /// Its command was given to the state machine: the answer comes from there.
+    is_handed: bool,
+    deadline: Duration,
+}
+
+/// What a client wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a checker that overlooks a kind must not compile")]
+pub enum Ask {
+    /// A command in the log; with a key, a register is written.
+    Write {
+        /// The register.
+        key: Option<u64>,
+        /// The value.
+        value: u64,
+    },
+    /// The value of a register.
+    Read {
+        /// The register.
+        key: u64,
+    },
+}
+
+/// What a client was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a checker that overlooks an outcome must not compile")]
+pub enum Outcome {
+    /// The command was applied under this id.
+    Applied(EntryId),
+    /// The register held this.
+    Read(Option<u64>),
+    /// It was certainly not done.
+    Rejected(Rejection),
+    /// It was certainly lost.
+    Superseded,
+    /// Nobody knows.
+    Unknown,
+    /// The process died before it answered. Nobody knows.
+    Gone,
+}
+
+/// All requests of a world.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    all: Vec<Request>,
+    /// Not answered: deadline and number.
+    open: BTreeSet<(Duration, u64)>,
+    /// Whatever was answered is covered by this index.
+    floor: Index,
+}
+
+/// A request may be answered this late after its deadline: timers are late, nodes are paused.
+const GRACE: Duration = Duration::from_secs(3);
+
+impl Requests {
+    pub(crate) fn ask(&mut self, node: NodeId, now: Duration, deadline: Duration, ask: Ask) -> u64 {
+        let number = u64::try_from(self.all.len()).unwrap_or(u64::MAX);
+        self.all.push(Request {
+            node,
+            asked: now,
+            ask,
+            outcome: None,
+            committed: None,
+            floor: self.floor,
+            is_handed: false,
+            deadline,
+        });
+        self.open.insert((deadline, number));
+        number
+    }
+
+    /// The number that the next request gets.
+    pub(crate) fn next_number(&self) -> u64 {
+        u64::try_from(self.all.len()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn all(&self) -> &[Request] {
+        &self.all
+    }
+
+    pub(crate) fn get(&self, number: u64) -> Option<&Request> {
+        self.all.get(usize::try_from(number).ok()?)
+    }
+
+    fn get_mut(&mut self, number: u64) -> Result<&mut Request, Broken> {
+        usize::try_from(number)
+            .ok()
+            .and_then(|at| self.all.get_mut(at))
+            .ok_or_else(|| format!("request #{number} was never asked"))
+    }
+
+    /// The command is handed to the state machine of the node that was asked.
+    pub(crate) fn on_handed(&mut self, node: NodeId, number: u64) -> Result<(), Broken> {
+        let request = self.get_mut(number)?;
+        if request.node != node || request.is_handed || request.outcome.is_some() {
+            return Err(format!("{node} answers #{number} once more: {request:?}"));
+        }
+        request.is_handed = true;
+        let deadline = request.deadline;
+        self.open.remove(&(deadline, number));
+        Ok(())
+    }
+
+    /// The state machine has answered a handed command.
+    pub(crate) fn on_applied(
+        &mut self,
+        node: NodeId,
+        now: Duration,
+        number: u64,
+        at: EntryId,
+    ) -> Result<How, Broken> {
+        let request = self.get_mut(number)?;
+        if request.committed != Some(at) || !request.is_handed || request.outcome.is_some() {
+            return Err(format!("{node} answers #{number} with {at}: {request:?}"));
+        }
+        request.outcome = Some((now, Outcome::Applied(at)));
+        self.floor = self.floor.max(at.index);
+        Ok(How::Applied(at))
+    }
+
+    /// A read is answered from a state machine that has applied `applied`.
+    pub(crate) fn on_read(
+        &mut self,
+        node: NodeId,
+        now: Duration,
+        number: u64,
+        (index, applied): (Index, Index),
+        value: Option<u64>,
+    ) -> Result<How, Broken> {
+        if applied < index {
+            return Err(format!("{node} serves #{number} at {index}, and has applied {applied}"));
+        }
+        let request = self.get_mut(number)?;
+        if index < request.floor {
+            return Err(format!(
+                "{node} serves read #{number} at index {index}, but {} was answered before it \
+                 was asked: a stale read",
+                request.floor
+            ));
+        }
+        self.close(node, now, number, Outcome::Read(value))?;
+        self.floor = self.floor.max(applied);
+        Ok(How::ReadReady(index))
+    }
+
+    /// The node itself has answered.
+    pub(crate) fn close(
+        &mut self,
+        node: NodeId,
+        now: Duration,
+        number: u64,
+        outcome: Outcome,
+    ) -> Result<(), Broken> {
+        let request = self.get_mut(number)?;
+        if request.node != node || request.is_handed || request.outcome.is_some() {
+            return Err(format!("{node} answers #{number} once more, {outcome:?}: {request:?}"));
+        }
+        let is_lost = matches!(outcome, Outcome::Rejected(_) | Outcome::Superseded);
+        if let (true, Some(at)) = (is_lost, request.committed) {
+            return Err(format!("{node} says {outcome:?} of #{number}, committed as {at}"));
+        }
+        request.outcome = Some((now, outcome));
+        let deadline = request.deadline;
+        self.open.remove(&(deadline, number));
+        Ok(())
+    }
+
+    /// The process died: whatever it had not answered it never will.
+    pub(crate) fn on_down(&mut self, node: NodeId, now: Duration) {
+        for (number, request) in (0_u64..).zip(&mut self.all) {
+            if request.node == node && request.outcome.is_none() {
+                request.outcome = Some((now, Outcome::Gone));
+                self.open.remove(&(request.deadline, number));
+            }
+        }
+    }
+
+    /// A command was committed somewhere.
+    pub(crate) fn on_committed(&mut self, number: u64, at: EntryId) -> Result<(), Broken> {
+        let request = self.get_mut(number)?;
+        if let Some(earlier) = request.committed.replace(at) {
+            return Err(format!("#{number} is committed as {at}, and was as {earlier}"));
+        }
+        match &request.outcome {
+            Some((_, lost @ (Outcome::Rejected(_) | Outcome::Superseded))) => {
+                Err(format!("#{number} is committed as {at}, and was answered {lost:?}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The first request that should have been answered long ago. `is_excused` says of which
+    /// nodes nothing can be expected.
+    pub(crate) fn overdue(
+        &self,
+        now: Duration,
+        mut is_excused: impl FnMut(NodeId) -> bool,
+    ) -> Result<(), Broken> {
+        for &(deadline, number) in &self.open {
+            if now < deadline + GRACE {
+                return Ok(());
+            }
+            let Some(request) = self.get(number) else { continue };
+            if !is_excused(request.node) {
+                let node = request.node;
+                return Err(format!("{node} has not answered #{number}, due at {deadline:?}"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,594 @@
+//! The world: one heap of things that will happen, one seed, no clock, no thread.
+//!
+//! Every node runs the real [`Replica`] with the real [`Log`] on a simulated disk, and messages
+//! go through the real codec. What is a thread in production (log writer, state machine, reader
+//! of old entries) is here an event that comes later; the seed decides how much later. So every
+//! interleaving that threads could have is an order of events, and can be had again.
+//!
+//! After every event the [`Ledger`] checks the invariants. The first that breaks ends the run.
+
+use std::{
+    cell::RefCell, cmp::Reverse, collections::BinaryHeap, path::Path, rc::Rc, sync::Arc,
+    time::Duration,
+};
+
+use kontiki::{Event, RequestId};
+use kontiki_log::LogOptions;
+use kontiki_raft::{Bytes, Config, Index, NodeId, Timestamp};
+
+use crate::{
+    command::Command,
+    dice::{Dice, Stream},
+    disk::SimDisk,
+    ledger::{Broken, Ledger},
+    machine::{Machine, MachineKind},
+    network::{Network, NetworkSettings, nanos},
+    node::{Counts, Happening, Node, NodeStatus},
+    requests::{Ask, Request, Requests},
+    trace::{Failure, Fault, Note, Recorder},
+};
+
+/// What a world is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Decides everything that is left to chance.
+    pub seed: u64,
+    /// How many voters there are: 1 to 7.
+    pub nodes: u64,
+    /// How messages travel.
+    pub network: NetworkSettings,
+    /// How long a write takes to be durable, from and to.
+    pub sync: (Duration, Duration),
+    /// How many writes in a million take up to a hundred times as long.
+    pub stalls: u64,
+    /// How long the state machine takes for a batch, from and to.
+    pub apply: (Duration, Duration),
+    /// Whether the state machine survives its process.
+    pub machine: MachineKind,
+    /// How many clocks run too fast or too slow: at most so many in a million.
+    pub clock_drift: u64,
+    /// Timers fire at most so late.
+    pub timer_lateness: Duration,
+    /// How long a request may take.
+    pub request_timeout: Duration,
+    /// The settings of the nodes; identity and seed are filled in.
+    pub config: Config,
+    /// The settings of their logs.
+    pub log: LogOptions,
+}
+
+impl Setup {
+    /// A world without faults: the labs' network, a quick disk, defaults everywhere else.
+    #[must_use]
+    pub fn new(seed: u64, nodes: u64) -> Self {
+        let log = LogOptions { segment_bytes: SEGMENT_BYTES, spares: 1, seed };
+        Self {
+            seed,
+            nodes,
+            network: NetworkSettings::reliable(),
+            sync: (Duration::from_micros(50), Duration::from_micros(500)),
+            stalls: 0,
+            apply: (Duration::from_micros(5), Duration::from_micros(50)),
+            machine: MachineKind::Memory,
+            clock_drift: 0,
+            timer_lateness: Duration::ZERO,
+            request_timeout: Duration::from_secs(5),
+            config: Config::new(NodeId(1), 0),
+            log,
+        }
+    }
+}
+
+/// Small, so that a log has many segments and a restart is cheap.
+const SEGMENT_BYTES: u64 = 64 * 1024;
+
+/// A cluster, its network and its disks.
+#[derive(Debug)]
+pub struct World {
+    pub(crate) setup: Setup,
+    pub(crate) dice: Dice,
+    /// Nanoseconds since the beginning.
+    pub(crate) now: u64,
+    heap: BinaryHeap<Reverse<Due>>,
+    next_due: u64,
+    pub(crate) network: Network,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) ledger: Ledger,
+    pub(crate) requests: Requests,
+    pub(crate) recorder: Rc<RefCell<Recorder>>,
+    time_limit: Option<Duration>,
+    /// The requests behind the committed commands, in the order of the log.
+    pub(crate) committed_commands: Vec<u64>,
+    pub(crate) actions: Vec<kontiki::Action>,
+}
+
+/// Something that will happen. Ordered by time; at the same time, by chance.
+#[derive(Debug)]
+struct Due {
+    at: u64,
+    tiebreak: u64,
+    number: u64,
+    to: NodeId,
+    what: Happening,
+}
+
+impl Due {
+    fn key(&self) -> (u64, u64, u64) {
+        (self.at, self.tiebreak, self.number)
+    }
+}
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+impl Eq for Due {}
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl World {
+    /// Makes the world. No process runs yet.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        let dice = Dice::new(setup.seed);
+        let node = |id: u64| Node {
+            disk: Arc::new(SimDisk::with_seed(dice.roll(Stream::Crash, !id, 0))),
+            saved: Machine::default(),
+            process: None,
+            lives: 0,
+            held: None,
+            resumed: Duration::ZERO,
+            counts: Counts::default(),
+            sync_count: 0,
+            apply_count: 0,
+            other_count: 0,
+        };
+        Self {
+            dice,
+            now: 0,
+            heap: BinaryHeap::new(),
+            next_due: 0,
+            network: Network::new(setup.network.clone(), dice, setup.nodes),
+            nodes: (1..=setup.nodes).map(node).collect(),
+            ledger: Ledger::new(setup.nodes),
+            requests: Requests::default(),
+            recorder: Rc::default(),
+            time_limit: None,
+            committed_commands: Vec::new(),
+            actions: Vec::new(),
+            setup,
+        }
+    }
+
+    /// Events go to this recorder, which outlives a world that panics.
+    pub fn set_recorder(&mut self, recorder: Rc<RefCell<Recorder>>) {
+        self.recorder = recorder;
+    }
+
+    /// A run that takes longer than this, in virtual time, has failed.
+    pub fn set_time_limit(&mut self, limit: Duration) {
+        self.time_limit = Some(limit);
+    }
+
+    /// All nodes, in order.
+    pub fn node_ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (1..=self.setup.nodes).map(NodeId)
+    }
+
+    /// The virtual time since the beginning.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        Duration::from_nanos(self.now)
+    }
+
+    /// What happened so far, as one number.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.recorder.borrow().digest()
+    }
+
+    /// How many events and actions there were.
+    #[must_use]
+    pub fn event_count(&self) -> u64 {
+        self.recorder.borrow().count()
+    }
+
+    /// What a node has put on the network since the beginning.
+    #[must_use]
+    pub fn counts(&self, id: NodeId) -> Counts {
+        self.nodes[place(id)].counts
+    }
+
+    /// What all nodes have put on the network since the beginning.
+    #[must_use]
+    pub fn total_counts(&self) -> Counts {
+        self.nodes.iter().fold(Counts::default(), |sum, node| Counts {
+            messages: sum.messages + node.counts.messages,
+            bytes: sum.bytes + node.counts.bytes,
+        })
+    }
+
+    /// How often a leader was elected.
+    #[must_use]
+    pub fn leader_changes(&self) -> u64 {
+        self.ledger.leader_changes
+    }
+
+    /// How often entries of a log were replaced by others.
+    #[must_use]
+    pub fn truncations(&self) -> u64 {
+        self.ledger.truncations
+    }
+
+    /// How often a restart found that a record on its way to the disk was gone.
+    #[must_use]
+    pub fn lost_records(&self) -> u64 {
+        self.ledger.torn_records
+    }
+
+    /// The last committed index.
+    #[must_use]
+    pub fn committed_index(&self) -> Index {
+        self.ledger.committed_index()
+    }
+
+    /// The request whose command is the committed one of this number, counted from 1 and
+    /// without blank entries.
+    #[must_use]
+    pub fn committed_command(&self, number: u64) -> Option<u64> {
+        let at = usize::try_from(number.checked_sub(1)?).ok()?;
+        self.committed_commands.get(at).copied()
+    }
+
+    /// What the disk of this node has acknowledged.
+    #[must_use]
+    pub fn durable_last(&self, id: NodeId) -> kontiki_raft::EntryId {
+        self.ledger.durable_last(id)
+    }
+
+    /// A request by its number.
+    #[must_use]
+    pub fn request(&self, number: u64) -> Option<&Request> {
+        self.requests.get(number)
+    }
+
+    /// All requests, by number.
+    #[must_use]
+    pub fn all_requests(&self) -> &[Request] {
+        self.requests.all()
+    }
+
+    /// What a node would say of itself, if it runs.
+    #[must_use]
+    pub fn status(&self, id: NodeId) -> Option<NodeStatus> {
+        let process = self.nodes[place(id)].process.as_ref()?;
+        let status = process.replica.status();
+        Some(NodeStatus {
+            role: status.soft_state.role,
+            term: status.soft_state.term,
+            leader: status.soft_state.leader,
+            commit: status.commit_index,
+            applied: process.machine.applied,
+            commands: process.machine.commands,
+            last: status.last,
+        })
+    }
+
+    /// Whether a process runs there, paused or not.
+    #[must_use]
+    pub fn is_up(&self, id: NodeId) -> bool {
+        self.nodes[place(id)].process.is_some()
+    }
+
+    /// Whether a process runs there and is paused.
+    #[must_use]
+    pub fn is_paused(&self, id: NodeId) -> bool {
+        self.nodes[place(id)].held.is_some()
+    }
+
+    /// The disk of a node.
+    #[must_use]
+    pub fn disk(&self, id: NodeId) -> &Arc<SimDisk> {
+        &self.nodes[place(id)].disk
+    }
+
+    // ------------------------------------------------------------------------- running
+
+    /// Lets the next thing happen. False if nothing ever will.
+    ///
+    /// # Errors
+    ///
+    /// When an invariant breaks.
+    pub fn step(&mut self) -> Result<bool, Failure> {
+        let Some(Reverse(due)) = self.heap.pop() else { return Ok(false) };
+        self.now = self.now.max(due.at);
+        self.recorder.borrow_mut().at(Duration::from_nanos(self.now));
+        self.happen(due.to, due.what).map_err(|broken| self.failure(broken))?;
+        Ok(true)
+    }
+
+    /// Lets everything happen that happens in this time.
+    ///
+    /// # Errors
+    ///
+    /// When an invariant breaks, or the time limit is exceeded.
+    pub fn run_for(&mut self, time: Duration) -> Result<(), Failure> {
+        let end = self.now + nanos(time);
+        while self.heap.peek().is_some_and(|Reverse(due)| due.at <= end) {
+            self.step()?;
+        }
+        self.now = end;
+        self.recorder.borrow_mut().at(Duration::from_nanos(self.now));
+        match self.time_limit {
+            Some(limit) if limit < self.now() => {
+                Err(self.failure(format!("not done after {} s", limit.as_secs())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs until the condition holds, looking after every event, at most for this time. True
+    /// if it holds.
+    ///
+    /// # Errors
+    ///
+    /// When an invariant breaks, or the time limit is exceeded.
+    pub fn run_until(
+        &mut self,
+        time: Duration,
+        mut condition: impl FnMut(&Self) -> bool,
+    ) -> Result<bool, Failure> {
+        let end = self.now + nanos(time);
+        loop {
+            if condition(self) {
+                return Ok(true);
+            }
+            let is_next = self.heap.peek().is_some_and(|Reverse(due)| due.at <= end);
+            if !is_next {
+                self.run_for(Duration::from_nanos(end - self.now))?;
+                return Ok(condition(self));
+            }
+            self.step()?;
+        }
+    }
+
+    /// A failure with this reason, here and now.
+    #[must_use]
+    pub fn failure(&self, what: impl Into<String>) -> Failure {
+        let events = self.recorder.borrow().lines();
+        Failure { what: what.into(), at: self.now(), events }
+    }
+
+    pub(crate) fn schedule(&mut self, at: u64, to: NodeId, what: Happening) {
+        self.next_due += 1;
+        let number = self.next_due;
+        let tiebreak = self.dice.roll(Stream::Tiebreak, 0, number);
+        self.heap.push(Reverse(Due { at, tiebreak, number, to, what }));
+    }
+
+    pub(crate) fn note(&self, note: Note) {
+        self.recorder.borrow_mut().note(note);
+    }
+
+    // -------------------------------------------------------------------------- faults
+
+    /// Cuts one direction of a link.
+    pub fn cut(&mut self, from: NodeId, to: NodeId) {
+        if from != to && self.network.set_cut(from, to, true) {
+            self.note(Note::Fault(Fault::Cut { from, to }));
+        }
+    }
+
+    /// Heals one direction of a link.
+    pub fn heal(&mut self, from: NodeId, to: NodeId) {
+        if from != to && self.network.set_cut(from, to, false) {
+            self.note(Note::Fault(Fault::Heal { from, to }));
+        }
+    }
+
+    /// Heals all links.
+    pub fn heal_all(&mut self) {
+        for from in self.node_ids() {
+            for to in self.node_ids() {
+                self.heal(from, to);
+            }
+        }
+    }
+
+    /// Changes the weather on all links.
+    pub fn set_network(&mut self, settings: NetworkSettings) {
+        self.network.settings = settings;
+    }
+
+    /// The weather on all links.
+    #[must_use]
+    pub fn network(&self) -> &NetworkSettings {
+        &self.network.settings
+    }
+
+    /// The power fails: memory is gone, and of what was not synced the disk keeps what chance
+    /// decides. Nothing happens if the node is down.
+    pub fn crash(&mut self, id: NodeId) {
+        if !self.is_up(id) {
+            return;
+        }
+        self.note(Note::Fault(Fault::Crash(id)));
+        self.end_process(id);
+        let node = &mut self.nodes[place(id)];
+        node.other_count += 1;
+        node.disk.crash(self.dice.roll(Stream::Crash, id.get(), node.other_count));
+    }
+
+    /// The process is killed; what it had written the operating system still has.
+    pub fn stop(&mut self, id: NodeId) {
+        if self.is_up(id) {
+            self.note(Note::Fault(Fault::Stop(id)));
+            self.end_process(id);
+            self.nodes[place(id)].disk.kill();
+        }
+    }
+
+    fn end_process(&mut self, id: NodeId) {
+        let now = self.now();
+        let node = &mut self.nodes[place(id)];
+        node.process = None;
+        node.held = None;
+        self.ledger.on_down(id);
+        self.requests.on_down(id, now);
+    }
+
+    /// The process stands still: it loses nothing and does nothing.
+    pub fn pause(&mut self, id: NodeId) {
+        let node = &mut self.nodes[place(id)];
+        if node.process.is_some() && node.held.is_none() {
+            node.held = Some(Vec::new());
+            self.note(Note::Fault(Fault::Pause(id)));
+        }
+    }
+
+    /// Starts the process of a node that is down. A message that is on its way to it may still
+    /// arrive.
+    ///
+    /// # Errors
+    ///
+    /// When its disk does not hold what it had acknowledged, or does not open.
+    pub fn start(&mut self, id: NodeId) -> Result<(), Failure> {
+        if self.is_up(id) {
+            return Ok(());
+        }
+        self.note(Note::Fault(Fault::Start(id)));
+        self.start_process(id).map_err(|broken| self.failure(broken))
+    }
+
+    /// Starts all that are down.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_all(&mut self) -> Result<(), Failure> {
+        for id in self.node_ids() {
+            self.start(id)?;
+        }
+        Ok(())
+    }
+
+    /// A paused process goes on: all that has come in the meantime it finds at once.
+    ///
+    /// # Errors
+    ///
+    /// When an invariant breaks.
+    pub fn resume(&mut self, id: NodeId) -> Result<(), Failure> {
+        let now = self.now();
+        let node = &mut self.nodes[place(id)];
+        let Some(held) = node.held.take() else { return Ok(()) };
+        node.resumed = now;
+        self.note(Note::Fault(Fault::Resume(id)));
+        self.happen_at_once(id, held).map_err(|broken| self.failure(broken))
+    }
+
+    // ------------------------------------------------------------------------- clients
+
+    /// A client proposes a command at a node. Returns the number of the request.
+    ///
+    /// # Errors
+    ///
+    /// When an invariant breaks.
+    pub fn write(
+        &mut self,
+        id: NodeId,
+        key: Option<u64>,
+        value: u64,
+        padding: usize,
+    ) -> Result<u64, Failure> {
+        let command = Command { request: self.requests.next_number(), key, value, padding };
+        let encoded = command.encode();
+        let ask = Ask::Write { key, value };
+        self.ask(id, ask, |request, deadline| Event::Propose {
+            id: request,
+            command: encoded,
+            deadline,
+        })
+    }
+
+    /// A client reads a register at a node. Returns the number of the request.
+    ///
+    /// # Errors
+    ///
+    /// When an invariant breaks.
+    pub fn read(&mut self, id: NodeId, key: u64) -> Result<u64, Failure> {
+        self.ask(id, Ask::Read { key }, |request, deadline| Event::Read { id: request, deadline })
+    }
+
+    fn ask(
+        &mut self,
+        id: NodeId,
+        ask: Ask,
+        event: impl FnOnce(RequestId, Timestamp) -> Event,
+    ) -> Result<u64, Failure> {
+        let deadline = self.now + nanos(self.setup.request_timeout);
+        let number = self.requests.ask(id, self.now(), Duration::from_nanos(deadline), ask);
+        self.note(Note::Asked {
+            node: id,
+            request: number,
+            is_read: matches!(ask, Ask::Read { .. }),
+        });
+        let Some(process) = &self.nodes[place(id)].process else {
+            // Nobody listens there.
+            self.requests.on_down(id, self.now());
+            return Ok(number);
+        };
+        let event = event(RequestId(number), process.clock.at(deadline));
+        let life = process.life;
+        self.happen(id, Happening::Event { life, event }).map_err(|broken| self.failure(broken))?;
+        Ok(number)
+    }
+
+    /// Tells a node to hand its leadership over.
+    ///
+    /// # Errors
+    ///
+    /// When an invariant breaks.
+    pub fn transfer_leadership(&mut self, id: NodeId, to: Option<NodeId>) -> Result<(), Failure> {
+        let Some(process) = &self.nodes[place(id)].process else { return Ok(()) };
+        let life = process.life;
+        let event = Event::TransferLeadership { to };
+        self.happen(id, Happening::Event { life, event }).map_err(|broken| self.failure(broken))
+    }
+
+    /// Digests the bytes of all disks into the trace.
+    pub fn digest_disks(&mut self) {
+        let mut recorder = self.recorder.borrow_mut();
+        for node in &self.nodes {
+            for path in node.disk.files() {
+                recorder.bytes(path.to_string_lossy().as_bytes());
+                recorder.bytes(&node.disk.content(&path));
+            }
+        }
+    }
+}
+
+/// Where a node keeps its log, on its own disk.
+pub(crate) fn data_dir(id: NodeId) -> std::path::PathBuf {
+    Path::new("/data").join(id.to_string())
+}
+
+pub(crate) fn place(id: NodeId) -> usize {
+    usize::try_from(id.get().saturating_sub(1)).unwrap_or(usize::MAX)
+}
+
+/// Turns a broken invariant into a result.
+pub(crate) type Checked<T = ()> = Result<T, Broken>;
+
+pub(crate) fn encode(message: &kontiki_raft::Message) -> Bytes {
+    let mut bytes = Vec::with_capacity(128);
+    kontiki::codec::encode(message, &mut bytes);
+    bytes.into()
+}
