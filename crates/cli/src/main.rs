@@ -1,3 +1,81 @@
-//! The `kontiki` binary.
+//! The `kontiki` binary: starts servers, talks to them, measures them, tests the protocol.
 
-fn main() {}
+mod arguments;
+mod client;
+mod duration;
+mod failure;
+
+use std::{
+    env,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use client::ClientCommand;
+use failure::Failure;
+
+const SESSION: &str = "\
+A session:
+  kontiki dev                                   three servers on this machine; Ctrl-C stops them
+  kontiki put hello world
+  kontiki get hello --endpoints 127.0.0.1:2389  another server has it too
+  kontiki status --cluster                      who leads; kill it with kill -9, and go on
+  etcdctl get hello                             etcd's tools and clients work unchanged";
+
+/// A key-value store on Raft that speaks etcd's v3 API and loses nothing when servers die
+#[derive(Debug, Parser)]
+#[command(name = "kontiki", version, after_help = SESSION, subcommand_required = true)]
+#[command(arg_required_else_help = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Client(Box<ClientCommand>),
+}
+
+fn main() -> ExitCode {
+    let args = arguments::normalized(env::args_os());
+    let command = Cli::command();
+    let cli = match command
+        .try_get_matches_from(args)
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+    {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(message) = failure.message() {
+                complain(message);
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match command {
+        Command::Client(command) => {
+            one_thread()?.block_on(command.run(&mut stdout))?;
+            Ok(stdout.flush()?)
+        }
+    }
+}
+
+/// A runtime on the calling thread.
+fn one_thread() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)
+}
+
+#[expect(clippy::print_stderr, reason = "where a program says why it failed")]
+fn complain(message: &str) {
+    eprintln!("Error: {message}");
+}
