@@ -1,4 +1,59 @@
 //! Raft to embed: a replicated, durable, fault-tolerant state.
+//!
+//! Write a [`StateMachine`]; every node of the cluster then holds the same state, as long as a
+//! majority of them is alive, and what was acknowledged survives the loss of power on all of
+//! them at once. [`Raft::propose`] changes the state, [`Raft::read`] reads it; both can be called
+//! on any node.
+//!
+//! ```
+//! use kontiki::{Command, LogOptions, Raft, StateMachine};
+//!
+//! #[derive(Default)]
+//! struct Counter(u64);
+//!
+//! impl StateMachine for Counter {
+//!     type Response = u64;
+//!
+//!     fn apply(&mut self, command: Command<'_>) -> u64 {
+//!         self.0 += command.data.len() as u64;
+//!         self.0
+//!     }
+//! }
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let dir = tempfile::tempdir()?;
+//!     let raft = Raft::builder(1, Counter::default())
+//!         .data_dir(dir.path())
+//!         .bootstrap([(1, "127.0.0.1:0")]) // one line for each node of the cluster
+//!         .log_options(LogOptions { segment_bytes: 1 << 20, ..LogOptions::default() })
+//!         .start()
+//!         .await?;
+//!
+//!     let applied = raft.propose("four").await?;
+//!     assert_eq!(applied.response, 4);
+//!     assert_eq!(raft.read(|counter| counter.0).await?, 4);
+//!
+//!     raft.shutdown().await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Inside
+//!
+//! A node is a [`Replica`]: the protocol and the bookkeeping of requests, as a value without
+//! I/O. [`Raft`] is the shell around it: one tokio task that owns the replica, one thread for
+//! the log, one for the state machine, and tasks that move bytes. The simulator runs the same
+//! `Replica` under its own loop. What the shell rests on can be swapped: the log
+//! ([`LogStore`]), the network ([`Transport`]), the clock ([`Clock`]), the file system
+//! ([`Disk`]).
+//!
+//! # Limits
+//!
+//! There are no snapshots yet. The log is purged up to what every voter holds and the state
+//! machine has made durable ([`StateMachine::durable_applied`]): so it grows while a node stays
+//! away, and it grows for ever under a state machine in memory. Members are those of
+//! [`Builder::bootstrap`], and they do not change. Peers are not authenticated.
 
 mod apply_thread;
 mod builder;
@@ -23,8 +78,8 @@ pub use kontiki_disk::{Disk, DiskFile, DiskLock, RealDisk};
 pub use kontiki_log::{Identity, IdentityRequest, LogError, LogOptions};
 pub use kontiki_raft::{
     Bytes, Config, Entry, EntryId, Envelope, Index, Member, MemberRole, Membership, Message,
-    NodeId, Payload, Recovered, Rejection, RestoreError, Role, SoftState, StoreId, Term, Timestamp,
-    WriteBatch,
+    NodeId, Payload, ProgressState, ProgressStatus, Recovered, Rejection, RestoreError, Role,
+    SoftState, StoreId, Term, Timestamp, WriteBatch,
 };
 pub use log_store::{FileLog, LogReader, LogStore, LogWriter, OpenedLog, Upkeep};
 pub use machine::{Batch, Command, StateMachine};
