@@ -40,6 +40,9 @@ pub struct RecoveryReport {
     pub bytes: u64,
     /// A write that the last crash interrupted, and that nobody was told of. It was cut.
     pub torn_tail: Option<TornTail>,
+    /// The last crash came between the making of a segment and the end of the one before. That
+    /// end was written.
+    pub completed_roll: bool,
 }
 
 /// Where a torn record was cut.
@@ -94,11 +97,10 @@ pub(crate) fn recover(
         }
         ends.push(replay.segment(segment, header.bytes, &header)?);
     }
-    let recovery = complete(replay, ends)?;
-    // A name that is seen here may be lost by the next crash, if the process died before it had
-    // made it durable.
+    // The names that were seen here may be lost by the next crash, if the process died before it
+    // had made them durable. A seal must not be written before the name that it promises.
     disk.sync_dir(dir).map_err(LogError::io("sync", dir))?;
-    Ok(recovery)
+    complete(replay, ends)
 }
 
 /// Checks what can be checked only when all was read, and then cleans up.
@@ -124,6 +126,7 @@ fn complete(mut replay: Replay, mut ends: Vec<SegmentEnd>) -> Result<Recovery, L
         end.wipe()?;
         let seal = end.seal.as_ref().expect("made for a segment without one");
         write_durably(&end.segment, end.tail.offset, &seal.bytes)?;
+        replay.report.completed_roll = true;
     } else {
         let with_frames = std::iter::once(&last).chain(ends.last()).find(|end| end.has_frames());
         with_frames.map_or(Ok(()), SegmentEnd::make_last_frame_durable)?;
@@ -363,11 +366,12 @@ impl Replay {
     fn start(&mut self, start: record::Start) -> Result<(), String> {
         let known = self.entries.start();
         if start.at.index < known.index {
-            let first = known.index.next();
-            return Err(format!(
-                "the log starts after {}, but the first entry is {first}: segments are missing",
-                start.at
-            ));
+            if self.is_start_known {
+                return Err(format!("the log starts after {}, but {known} was purged", start.at));
+            }
+            // An older one: what it left in the segments before has been replaced since, or is
+            // missing. The newest one tells.
+            return Ok(());
         }
         let is_placeholder = !self.is_start_known && start.at.index == known.index;
         if let Some(found) = self.entries.id(start.at.index)

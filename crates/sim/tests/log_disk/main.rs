@@ -1,0 +1,34 @@
+//! The real log on the simulated disk: crashes everywhere, faults everywhere, damage everywhere.
+
+mod crash_points;
+mod model;
+mod torture;
+
+use torture::Torture;
+
+/// Random writes, truncations, syncs, purges, crashes, faults and restarts against the model.
+/// The long run: `cargo run --release -p kontiki-sim --example log_torture -- --ops 1000000`.
+#[test]
+fn the_log_is_what_the_model_says_whatever_happens() {
+    let mut seen = torture::Seen::default();
+    for seed in 0..8 {
+        let mut torture = Torture::new(seed);
+        for _ in 0..600 {
+            torture.step();
+        }
+        seen.add(torture.seen());
+    }
+    // A test that never saw a fault proves nothing.
+    assert!(
+        0 < seen.torn_tails
+            && 0 < seen.completed_rolls
+            && 0 < seen.lost_writes
+            && 0 < seen.kept_writes
+            && 0 < seen.purged_segments
+            && 0 < seen.truncations
+            && 0 < seen.poisoned
+            && 0 < seen.full_disks
+            && 0 < seen.crashes_while_opening,
+        "{seen:?}"
+    );
+}
