@@ -1,0 +1,186 @@
+//! Unary gRPC calls on HTTP/2: one message in, one message and a status out.
+//!
+//! A frame of gRPC is one byte for compression, four for the length, and a message. What this
+//! module adds to that, and why it is not tonic's codec: etcd's answer to a message that is too
+//! large (tonic has another code and text), and no copies. A request that came in one DATA frame,
+//! as all small ones do, is decoded where it lies, and its keys and values are slices of it.
+//! Streams are left to tonic.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use http_body::Frame;
+use prost::Message;
+use tonic::{Code, Status};
+
+/// A call as hyper hands it over.
+pub(crate) type Request = http::Request<hyper::body::Incoming>;
+/// What goes back to hyper.
+pub(crate) type Response = http::Response<Body>;
+
+const HEADER_LEN: usize = 5;
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
+/// A decoded request, and how large it was on the wire.
+#[derive(Debug)]
+pub(crate) struct Received<M> {
+    pub(crate) message: M,
+    pub(crate) bytes: usize,
+}
+
+/// Reads the one message of a unary call.
+///
+/// # Errors
+///
+/// What the client is to hear: grpc-go's own texts, as etcd's clients know them.
+pub(crate) async fn receive<M, B>(mut body: B, bytes_max: usize) -> Result<Received<M>, Status>
+where
+    M: Message + Default,
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let mut frame = next_data(&mut body).await?.ok_or_else(cut_short)?;
+    while !is_complete(&frame, bytes_max)? {
+        let mut joined = frame.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        joined.put(next_data(&mut body).await?.ok_or_else(cut_short)?);
+        frame = joined.freeze();
+    }
+    // The end of the stream may come by itself, in an empty frame. To answer before it is read
+    // would reset the stream.
+    if !body.is_end_stream() && next_data(&mut body).await?.is_some_and(|data| !data.is_empty()) {
+        return Err(Status::internal("grpc: more than one message in a unary call"));
+    }
+
+    frame.advance(HEADER_LEN);
+    let bytes = frame.len();
+    let message = M::decode(frame)
+        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
+    Ok(Received { message, bytes })
+}
+
+/// Whether `frame` holds a whole message.
+fn is_complete(frame: &[u8], bytes_max: usize) -> Result<bool, Status> {
+    let Some((&[compressed, a, b, c, d], message)) = frame.split_first_chunk::<HEADER_LEN>() else {
+        return Ok(false);
+    };
+    if compressed != 0 {
+        return Err(Status::unimplemented("grpc: Decompressor is not installed for this request"));
+    }
+    let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+    if bytes_max < length {
+        let text = format!("grpc: received message larger than max ({length} vs. {bytes_max})");
+        return Err(Status::resource_exhausted(text));
+    }
+    if length < message.len() {
+        return Err(Status::internal("grpc: more than one message in a unary call"));
+    }
+    Ok(message.len() == length)
+}
+
+/// The next bytes of the body; `None` at its end.
+async fn next_data<B>(body: &mut B) -> Result<Option<Bytes>, Status>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
+    match frame.transpose() {
+        Ok(frame) => Ok(frame.and_then(|frame| frame.into_data().ok())),
+        Err(error) => Err(Status::cancelled(error.to_string())),
+    }
+}
+
+fn cut_short() -> Status {
+    Status::internal("grpc: the request ended before its message did")
+}
+
+/// A successful answer.
+pub(crate) fn reply<M: Message>(message: &M) -> Response {
+    response(Body::Message(encode(message)))
+}
+
+/// The frame that holds `message`.
+fn encode<M: Message>(message: &M) -> Bytes {
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(HEADER_LEN + length);
+    frame.put_u8(0);
+    // A message of 4 GiB would need a store of a request that is as large.
+    frame.put_u32(u32::try_from(length).expect("no answer is larger than 4 GiB"));
+    message.encode(&mut frame).expect("the buffer has room for all of it");
+    frame.freeze()
+}
+
+/// An answer that is only a status.
+pub(crate) fn refuse(status: &Status) -> Response {
+    let mut response = response(Body::Done);
+    if status.add_header(response.headers_mut()).is_err() {
+        // Only binary details could be unfit for a header, and no status of ours has any.
+        response.headers_mut().insert("grpc-status", HeaderValue::from(Code::Internal as i32));
+    }
+    response
+}
+
+/// An answer to something that is not a gRPC call.
+pub(crate) fn not_grpc(status: StatusCode) -> Response {
+    let mut response = http::Response::new(Body::Done);
+    *response.status_mut() = status;
+    response
+}
+
+fn response(body: Body) -> Response {
+    let mut response = http::Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, GRPC);
+    response
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+pub(crate) enum Body {
+    /// A message to send, then the trailers.
+    Message(Bytes),
+    /// The trailers: `grpc-status: 0`.
+    Trailers,
+    /// Nothing, or nothing more.
+    Done,
+    /// A stream that tonic drives.
+    Stream(tonic::body::Body),
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = match &mut *self {
+            Self::Message(message) => {
+                let frame = Frame::data(std::mem::take(message));
+                *self = Self::Trailers;
+                frame
+            }
+            Self::Trailers => {
+                *self = Self::Done;
+                let mut trailers = HeaderMap::with_capacity(1);
+                trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                Frame::trailers(trailers)
+            }
+            Self::Done => return Poll::Ready(None),
+            Self::Stream(stream) => return Pin::new(stream).poll_frame(cx),
+        };
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Message(_) | Self::Trailers => false,
+            Self::Done => true,
+            Self::Stream(stream) => stream.is_end_stream(),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The service `Maintenance`: what one server tells about itself.
+
+use kontiki_store::StoreError;
+
+use crate::{
+    grpc::Received,
+    proto::etcdserverpb as pb,
+    service::Service,
+    status::{Failure, Refusal},
+};
+
+/// The version of the API that is spoken. kube-apiserver wants at least 3.5.13 before it asks
+/// for the progress of watches, and 3.6 has the semantics that are implemented.
+pub const API_VERSION: &str = "3.6.0";
+
+/// etcd's default quota. Nothing enforces it here: the store has no wall at 2 GiB.
+const QUOTA_BYTES: i64 = 2 << 30;
+
+/// `Maintenance.Status`.
+pub(crate) async fn status(
+    service: &Service,
+    _: Received<pb::StatusRequest>,
+) -> Result<pb::StatusResponse, Failure> {
+    let status = service.raft.status().await?;
+    let leader = service.roster.id_of(status.soft_state.leader);
+    let errors = if leader == 0 { vec![Refusal::NoLeader.message().to_owned()] } else { vec![] };
+    Ok(pb::StatusResponse {
+        header: Some(service.header(service.store.revision())),
+        version: API_VERSION.to_owned(),
+        db_size: signed(service.store.size_bytes().map_err(StoreError::from)?),
+        db_size_in_use: signed(service.store.size_in_use_bytes()),
+        leader,
+        raft_index: status.commit_index.get(),
+        raft_term: status.soft_state.term.get(),
+        raft_applied_index: status.applied_index.get(),
+        errors,
+        is_learner: false,
+        storage_version: API_VERSION.to_owned(),
+        db_size_quota: QUOTA_BYTES,
+        downgrade_info: Some(pb::DowngradeInfo::default()),
+    })
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}

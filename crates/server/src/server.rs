@@ -1,0 +1,292 @@
+//! A whole server: its store, its replication, its sockets, and how it comes and goes.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use kontiki::Raft;
+use kontiki_store::{OpenError, Store, StoreOptions};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+    task::JoinSet,
+    time,
+};
+
+use crate::{
+    config::{Checked, ConfigError, ServerConfig},
+    health::Health,
+    listener,
+    machine::{self, KvMachine},
+    members::Roster,
+    service::{Limits, Service},
+};
+
+/// How long to wait before something that failed at once is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data directory cannot be made or used.
+    #[error("cannot use --data-dir {path}", path = path.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The address of a `--listen-client-urls` cannot be listened on.
+    #[error("--listen-client-urls: cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why; most often it is in use.
+        source: io::Error,
+    },
+    /// The store cannot be opened.
+    #[error("cannot open the store")]
+    Store(#[source] OpenError),
+    /// The replication cannot be started.
+    #[error("cannot start the replication")]
+    Raft(#[source] kontiki::StartError),
+}
+
+/// Starts servers.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Server;
+
+/// A server that runs until [`shutdown`](Self::shutdown).
+#[derive(Debug)]
+pub struct RunningServer {
+    service: Arc<Service>,
+    client_addresses: Vec<std::net::SocketAddr>,
+    is_ready: watch::Receiver<bool>,
+    stop: watch::Sender<bool>,
+    listeners: JoinSet<()>,
+    companions: JoinSet<()>,
+}
+
+impl Server {
+    /// Starts a server on the current tokio runtime; one with a single thread serves best.
+    ///
+    /// When this returns, the server listens; it can serve once it has found or become a leader,
+    /// for which [`RunningServer::ready`] waits.
+    ///
+    /// # Errors
+    ///
+    /// When a setting is wrong, or something that the server needs is not to be had.
+    pub async fn start(config: ServerConfig) -> Result<RunningServer, StartError> {
+        let Checked { roster, listen_clients, listen_peers, peer_addresses } = config.check()?;
+        let roster = Arc::new(roster);
+        let data_dir = config.data_dir.join("member");
+        let make_dir = tokio::fs::create_dir_all(&data_dir);
+        make_dir.await.map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
+        let listeners = listen(&listen_clients).await?;
+
+        let store = open_store(data_dir.join("store")).await?;
+        let asked = Arc::new(Notify::new());
+        let machine = KvMachine {
+            store: Arc::clone(&store),
+            roster: Arc::clone(&roster),
+            asked: Arc::clone(&asked),
+        };
+        let voters = roster.members.iter().map(|member| member.node.get()).zip(peer_addresses);
+        let raft = Raft::builder(roster.me.node.get(), machine)
+            .data_dir(data_dir.join("raft"))
+            .listen(listen_peers)
+            .bootstrap(voters)
+            .cluster_token(config.initial_cluster_token.clone())
+            .request_timeout(config.request_timeout())
+            .tune(|tuned| {
+                tuned.heartbeat_interval = config.heartbeat_interval;
+                tuned.election_timeout = config.election_timeout;
+            })
+            .start()
+            .await
+            .map_err(StartError::Raft)?;
+        Ok(RunningServer::assemble(&config, raft, store, roster, listeners, asked))
+    }
+}
+
+/// Opens the store beside the runtime: it reads all keys, and that takes as long as it takes.
+async fn open_store(path: PathBuf) -> Result<Arc<Store>, StartError> {
+    let opening = tokio::task::spawn_blocking(move || Store::open(&path, StoreOptions::default()));
+    match opening.await {
+        Ok(opened) => Ok(Arc::new(opened.map_err(StartError::Store)?)),
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Binds all sockets, so that a wrong address is found before the disk is touched.
+async fn listen(addresses: &[String]) -> Result<Vec<TcpListener>, StartError> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let listener = TcpListener::bind(address).await;
+        listeners.push(
+            listener.map_err(|source| StartError::Listen { address: address.clone(), source })?,
+        );
+    }
+    Ok(listeners)
+}
+
+impl RunningServer {
+    /// Sets everything going.
+    fn assemble(
+        config: &ServerConfig,
+        raft: Raft<KvMachine>,
+        store: Arc<Store>,
+        roster: Arc<Roster>,
+        sockets: Vec<TcpListener>,
+        asked: Arc<Notify>,
+    ) -> Self {
+        let (set_ready, is_ready) = watch::channel(false);
+        let (set_serving, can_serve) = watch::channel(false);
+        let (stop, is_stopping) = watch::channel(false);
+        let client_addresses: Vec<_> = sockets.iter().filter_map(|s| s.local_addr().ok()).collect();
+        let mut client_urls = config.advertise_client_urls.clone();
+        if client_urls.is_empty() {
+            client_urls = client_addresses.iter().map(|at| format!("http://{at}")).collect();
+        }
+        let limits = Limits {
+            request_bytes_max: config.max_request_bytes,
+            txn_ops_max: config.max_txn_ops,
+            request_timeout: config.request_timeout(),
+        };
+        let health = Health::new(can_serve);
+        let service = Arc::new(Service::new(raft.clone(), store, roster, limits, health));
+
+        let mut listeners = JoinSet::new();
+        for socket in sockets {
+            let (service, is_stopping) = (Arc::clone(&service), is_stopping.clone());
+            let streams_max = config.max_concurrent_streams;
+            listeners.spawn(listener::serve(socket, service, streams_max, is_stopping));
+        }
+        let mut companions = JoinSet::new();
+        companions.spawn(become_ready(raft.clone(), set_ready));
+        companions.spawn(follow_health(raft.clone(), is_ready.clone(), set_serving));
+        let me = service.roster.me.id;
+        companions.spawn(announce(raft, me, client_urls, asked));
+        Self { service, client_addresses, is_ready, stop, listeners, companions }
+    }
+
+    /// Waits until this server can serve: it knows a leader, and has applied what was committed
+    /// when it asked. `false` when it has stopped instead.
+    pub async fn ready(&self) -> bool {
+        self.is_ready.clone().wait_for(|is_ready| *is_ready).await.is_ok()
+    }
+
+    /// Waits until the replication has stopped by itself, because its disk failed for example,
+    /// and says why.
+    pub async fn failed(&self) -> kontiki::Fault {
+        self.service.raft.stopped().await
+    }
+
+    /// Where clients are listened for, with the ports that the system chose.
+    #[must_use]
+    pub fn client_addresses(&self) -> &[std::net::SocketAddr] {
+        &self.client_addresses
+    }
+
+    /// Whether this server leads the cluster.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.service.soft_state().role == kontiki::Role::Leader
+    }
+
+    /// Ends the calls in flight, hands the leadership over if it can, and makes everything
+    /// durable.
+    ///
+    /// # Errors
+    ///
+    /// When the replication or the store had failed before.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped the server stops, less gracefully.
+    pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
+        if self.is_leader() && 1 < self.service.roster.members.len() {
+            // While clients are still served: what they send meanwhile is passed on.
+            match self.service.raft.transfer_leadership(None).await {
+                Ok(to) => tracing::info!(%to, "handed the leadership over"),
+                Err(error) => tracing::warn!(%error, "cannot hand the leadership over"),
+            }
+        }
+        self.stop.send_replace(true);
+        while self.listeners.join_next().await.is_some() {}
+        self.companions.shutdown().await;
+        self.service.raft.clone().shutdown().await.map_err(ShutdownError::Raft)?;
+        let store = Arc::clone(&self.service.store);
+        let flushing = tokio::task::spawn_blocking(move || store.flush());
+        match flushing.await {
+            Ok(flushed) => flushed.map_err(ShutdownError::Store),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
+/// What a server that is being stopped had suffered before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShutdownError {
+    /// Its replication had failed.
+    #[error("the replication had failed")]
+    Raft(#[source] kontiki::Fault),
+    /// Its store cannot be written out. Nothing is lost: the log has it.
+    #[error("the store cannot be written out")]
+    Store(#[source] kontiki_store::Fatal),
+}
+
+/// Waits for a first read to be possible, and says so.
+async fn become_ready(raft: Raft<KvMachine>, set_ready: watch::Sender<bool>) {
+    while let Err(error) = raft.read_barrier().await {
+        if matches!(error, kontiki::ReadError::Stopped(_)) {
+            return;
+        }
+        time::sleep(RETRY_INTERVAL).await;
+    }
+    tracing::info!("ready to serve client requests");
+    set_ready.send_replace(true);
+    // Kept until the server goes, so that whoever waits does not hear of an end.
+    std::future::pending::<()>().await;
+}
+
+/// Keeps the answer to health checks true.
+async fn follow_health(
+    raft: Raft<KvMachine>,
+    mut is_ready: watch::Receiver<bool>,
+    set_serving: watch::Sender<bool>,
+) {
+    if is_ready.wait_for(|is_ready| *is_ready).await.is_err() {
+        return;
+    }
+    let mut leadership = raft.watch();
+    loop {
+        let can_serve = leadership.borrow_and_update().leader.is_some();
+        set_serving.send_if_modified(|serving| std::mem::replace(serving, can_serve) != can_serve);
+        if leadership.changed().await.is_err() {
+            set_serving.send_replace(false);
+            return;
+        }
+    }
+}
+
+/// Tells the others where clients reach this server: at the start, when it asks the same of
+/// them, and whenever one of them asks.
+async fn announce(raft: Raft<KvMachine>, me: u64, client_urls: Vec<String>, asked: Arc<Notify>) {
+    let mut is_question = true;
+    loop {
+        let command = machine::announcement(me, client_urls.clone(), is_question);
+        match raft.propose(command).await {
+            Ok(_) => {
+                is_question = false;
+                asked.notified().await;
+            }
+            Err(kontiki::ProposeError::Stopped(_)) => return,
+            Err(_) => time::sleep(RETRY_INTERVAL).await,
+        }
+    }
+}
