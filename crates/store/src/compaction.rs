@@ -7,7 +7,7 @@
 
 use parking_lot::RwLockWriteGuard;
 
-use crate::{error::Fatal, record::Revision, store::Shared};
+use crate::{error::Fatal, key::Key, record::Revision, store::Shared};
 
 /// How many keys a step looks at: about 50 µs under the lock.
 const STEP_KEYS: usize = 500;
@@ -28,7 +28,7 @@ struct Pass {
     /// The compact revision of this pass.
     revision: i64,
     /// The last key that was looked at, or none before the first.
-    cursor: Option<Box<[u8]>>,
+    cursor: Option<Key>,
     is_walking: bool,
     /// Sorted once the walk is over; the first `removed` are gone.
     dead: Vec<Revision>,

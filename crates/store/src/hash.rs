@@ -1,11 +1,9 @@
 //! The checksum of the state, by which replicas find that they differ.
 
-use bytes::Bytes;
-
 use crate::{
     error::{Fatal, StoreError},
     read::readable,
-    record::{Event, Records, Revision},
+    record::{Records, Revision},
     response::HashKv,
     store::{Shared, Store},
 };
@@ -77,26 +75,24 @@ impl Hasher {
         }
         Ok(read(&mut |records| {
             for item in records {
-                let (event, _) = item?;
+                let (event, record) = item?;
                 let at = event.version.at;
                 if at <= self.last || self.upto < at.main {
                     continue;
                 }
                 self.last = at;
-                let key = state.index.get(event.key);
-                if key.is_some_and(|key| key.retains(at, compact_revision)) {
-                    self.add(&event);
+                let is_retained = compact_revision < at.main
+                    || state
+                        .index
+                        .get(event.key)
+                        .is_some_and(|key| key.retains(at, compact_revision));
+                if is_retained {
+                    // A record holds lengths and numbers too: no two events hash alike
+                    // because their bytes follow each other alike.
+                    self.crc = crc32c::crc32c_append(self.crc, record);
                 }
             }
             Ok(())
         })?)
-    }
-
-    fn add(&mut self, event: &Event<'_>) {
-        // Lengths and numbers as they are in a record, so no two events hash alike by chance
-        // of concatenation.
-        let mut record = Vec::with_capacity(event.encoded_len());
-        event.encode(&mut record);
-        self.crc = crc32c::crc32c_append(self.crc, &Bytes::from(record));
     }
 }

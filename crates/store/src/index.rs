@@ -23,6 +23,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
+    key::Key,
     range_end::{Bounds, Span},
     record::{Revision, Version},
 };
@@ -37,12 +38,12 @@ const EVICT_KEYS_MAX: usize = 8192;
 /// All keys, in order.
 #[derive(Debug)]
 pub(crate) struct KeyIndex {
-    keys: BTreeMap<Box<[u8]>, KeyEntry>,
+    keys: BTreeMap<Key, KeyEntry>,
     /// What the values in memory cost.
     hot_bytes: usize,
     hot_bytes_max: usize,
     /// Where eviction goes on: after this key.
-    hand: Option<Box<[u8]>>,
+    hand: Option<Key>,
 }
 
 /// A key.
@@ -166,12 +167,12 @@ impl KeyIndex {
     /// Builds the index from all versions, sorted by key and revision. What is dead by
     /// `compact_revision` is left out and its revisions are added to `dead`, in any order.
     pub(crate) fn build(
-        sorted: Vec<(Box<[u8]>, Version, Option<Bytes>)>,
+        sorted: Vec<(Key, Version, Option<Bytes>)>,
         compact_revision: i64,
         hot_bytes_max: usize,
         dead: &mut Vec<Revision>,
     ) -> Self {
-        let mut keys: Vec<(Box<[u8]>, KeyEntry)> = Vec::new();
+        let mut keys: Vec<(Key, KeyEntry)> = Vec::new();
         for (key, version, value) in sorted {
             match keys.last_mut().filter(|(last, _)| *last == key) {
                 Some((_, entry)) => {
@@ -195,13 +196,13 @@ impl KeyIndex {
     }
 
     /// The keys of a span, in order.
-    pub(crate) fn span(&self, span: Span<'_>) -> Range<'_, Box<[u8]>, KeyEntry> {
+    pub(crate) fn span(&self, span: Span<'_>) -> Range<'_, Key, KeyEntry> {
         let nothing = (Bound::Unbounded, Bound::Excluded(&[][..]));
         self.keys.range::<[u8], _>(span.bounds().unwrap_or(nothing))
     }
 
     /// The keys between two bounds that do not cross, in order.
-    pub(crate) fn between(&self, bounds: Bounds<'_>) -> Range<'_, Box<[u8]>, KeyEntry> {
+    pub(crate) fn between(&self, bounds: Bounds<'_>) -> Range<'_, Key, KeyEntry> {
         self.keys.range::<[u8], _>(bounds)
     }
 
@@ -233,7 +234,7 @@ impl KeyIndex {
     }
 
     /// The keys of a span, to be deleted with [`KeyEntry::delete`] one by one.
-    pub(crate) fn span_mut(&mut self, span: Span<'_>) -> RangeMut<'_, Box<[u8]>, KeyEntry> {
+    pub(crate) fn span_mut(&mut self, span: Span<'_>) -> RangeMut<'_, Key, KeyEntry> {
         let nothing = (Bound::Unbounded, Bound::Excluded(&[][..]));
         self.keys.range_mut::<[u8], _>(span.bounds().unwrap_or(nothing))
     }
@@ -286,7 +287,7 @@ impl KeyIndex {
         keys_max: usize,
         compact_revision: i64,
         dead: &mut Vec<Revision>,
-    ) -> Option<Box<[u8]>> {
+    ) -> Option<Key> {
         let start = cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let keys = self.keys.range::<[u8], _>((start, Bound::Unbounded));
         let last = keys.map(|(key, _)| key).take(keys_max).last()?.clone();

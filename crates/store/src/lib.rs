@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod hash;
 mod index;
+mod key;
 mod open;
 mod pending;
 mod range_end;

@@ -11,6 +11,7 @@ use crate::{
     error::Fatal,
     events::{Checkpoint, EventStore},
     index::KeyIndex,
+    key::Key,
     pending::Pending,
     record::{Records, Revision, Version},
     state::State,
@@ -21,7 +22,7 @@ use crate::{
 const STEP_BLOCKS: usize = 256;
 
 /// A version of a key, and its value while there is room.
-type Collected = (Box<[u8]>, Version, Option<Bytes>);
+type Collected = (Key, Version, Option<Bytes>);
 
 /// The state that `events` hold, and the compaction that an earlier life has left undone.
 pub(crate) fn recover(

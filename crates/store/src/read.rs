@@ -13,6 +13,7 @@ use crate::{
     error::{Fatal, StoreError},
     events::{Checkpoint, EventStore},
     index::{Hit, KeyEntry},
+    key::Key,
     pending::Pending,
     range_end::Span,
     record::{Revision, Version},
@@ -29,27 +30,24 @@ pub(crate) struct Selection<'a> {
     at: i64,
     /// The current revision when the reading began.
     current: i64,
-    picked: Vec<Picked>,
+    kvs: Vec<KeyValue>,
+    /// Those of `kvs` whose value still has to be fetched.
+    cold: Vec<Cold>,
     /// Keys in the range.
     count: i64,
     /// Of these, keys that pass the filters.
     matched: usize,
     /// The last key seen.
-    cursor: Option<Box<[u8]>>,
+    cursor: Option<Key>,
 }
 
-/// A key of the answer.
-#[derive(Debug)]
-struct Picked {
-    kv: KeyValue,
-    /// Where the value still has to be fetched from.
-    cold: Option<Cold>,
-}
-
+/// A value that is on disk.
 #[derive(Clone, Copy, Debug)]
 struct Cold {
     at: Revision,
     is_newest: bool,
+    /// In `kvs`, before that is sorted.
+    position: usize,
 }
 
 /// A value that was fetched from disk and may be worth keeping.
@@ -60,7 +58,8 @@ pub(crate) struct Fetched {
     pub(crate) value: Bytes,
 }
 
-/// An event that the index knew was not there: compaction has removed it meanwhile.
+/// An event that the index knew was not there: compaction has removed it meanwhile. Holds
+/// the first revision that was looked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Missing(pub(crate) Revision);
 
@@ -94,7 +93,16 @@ fn check_revision(asked: i64, state: &Checkpoint) -> Result<(), StoreError> {
 
 impl<'a> Selection<'a> {
     pub(crate) fn new(request: &'a RangeRequest, at: i64, current: i64) -> Self {
-        Self { request, at, current, picked: Vec::new(), count: 0, matched: 0, cursor: None }
+        Self {
+            request,
+            at,
+            current,
+            kvs: Vec::new(),
+            cold: Vec::new(),
+            count: 0,
+            matched: 0,
+            cursor: None,
+        }
     }
 
     /// The revision that is read.
@@ -104,10 +112,15 @@ impl<'a> Selection<'a> {
 
     /// Looks at up to `keys_max` more keys. Returns whether that was all.
     pub(crate) fn advance(&mut self, state: &State, keys_max: usize) -> Result<bool, Fatal> {
-        let Some((first, end)) = Span::new(&self.request.key, &self.request.range_end).bounds()
-        else {
-            return Ok(true);
-        };
+        let span = Span::new(&self.request.key, &self.request.range_end);
+        if let Span::One(key) = span {
+            // Most reads. A search for a range takes twice the time.
+            let entry = state.index.get(key);
+            return entry
+                .map_or(Ok(()), |entry| self.visit(key, entry, &state.pending))
+                .map(|()| true);
+        }
+        let Some((first, end)) = span.bounds() else { return Ok(true) };
         let cursor = self.cursor.take();
         let cursor = cursor.as_deref().map(Bound::Excluded);
         let mut last = None;
@@ -163,9 +176,8 @@ impl<'a> Selection<'a> {
             return Ok(());
         }
         self.matched += 1;
-        if self.picked.len() < self.picked_max() {
-            let picked = self.pick(key, hit, pending)?;
-            self.picked.push(picked);
+        if self.kvs.len() < self.picked_max() {
+            self.pick(key, hit, pending)?;
         }
         Ok(())
     }
@@ -183,48 +195,47 @@ impl<'a> Selection<'a> {
             )
     }
 
-    fn pick(&self, key: &[u8], hit: Hit<'_>, pending: &Pending) -> Result<Picked, Fatal> {
+    fn pick(&mut self, key: &[u8], hit: Hit<'_>, pending: &Pending) -> Result<(), Fatal> {
         let sorts_by_value = self.request.sort_target == SortTarget::Value;
         let at = hit.version.at;
-        let (value, cold) = match hit.value {
-            _ if self.request.keys_only && !sorts_by_value => (Bytes::new(), None),
-            Some(value) => (value.clone(), None),
+        let value = match hit.value {
+            _ if self.request.keys_only && !sorts_by_value => Bytes::new(),
+            Some(value) => value.clone(),
             None => match pending.find(at)? {
-                Some(event) => (Bytes::copy_from_slice(event.value), None),
-                None => (Bytes::new(), Some(Cold { at, is_newest: hit.is_newest })),
+                Some(event) => Bytes::copy_from_slice(event.value),
+                None => {
+                    let position = self.kvs.len();
+                    self.cold.push(Cold { at, is_newest: hit.is_newest, position });
+                    Bytes::new()
+                }
             },
         };
-        Ok(Picked { kv: key_value(key, &hit.version, value), cold })
+        self.kvs.push(key_value(key, &hit.version, value));
+        Ok(())
     }
 
-    /// Sorts, cuts, and fetches what is not in memory. `fetched` gets the values that belong
-    /// to newest versions.
+    /// Fetches what is not in memory, sorts and cuts. `fetched` gets the values that belong to
+    /// newest versions.
     pub(crate) fn finish(
         mut self,
         events: &dyn EventStore,
         fetched: &mut Vec<Fetched>,
     ) -> Result<Result<RangeResponse, Missing>, Fatal> {
-        let request = self.request;
-        if request.sort_target == SortTarget::Value
-            && let Err(missing) = self.fetch(events, fetched)?
-        {
+        if let Err(missing) = self.fetch(events, fetched)? {
             return Ok(Err(missing));
         }
         self.sort();
-        self.picked.truncate(self.limit());
-        if request.keys_only {
-            for picked in &mut self.picked {
-                picked.kv.value = Bytes::new();
+        self.kvs.truncate(self.limit());
+        if self.request.keys_only {
+            for kv in &mut self.kvs {
+                kv.value = Bytes::new();
             }
-        }
-        if let Err(missing) = self.fetch(events, fetched)? {
-            return Ok(Err(missing));
         }
         Ok(Ok(RangeResponse {
             revision: self.current,
             more: self.limit() < self.matched,
             count: self.count,
-            kvs: self.picked.into_iter().map(|picked| picked.kv).collect(),
+            kvs: self.kvs,
         }))
     }
 
@@ -239,9 +250,9 @@ impl<'a> Selection<'a> {
         };
         // Stable: keys that are equal stay in the order of keys. etcd promises none.
         match self.request.sort_order {
-            SortOrder::Descend => self.picked.sort_by(|a, b| compare(&b.kv, &a.kv)),
+            SortOrder::Descend => self.kvs.sort_by(|a, b| compare(b, a)),
             SortOrder::None | SortOrder::Ascend | SortOrder::Unknown => {
-                self.picked.sort_by(|a, b| compare(&a.kv, &b.kv));
+                self.kvs.sort_by(compare);
             }
         }
     }
@@ -252,29 +263,30 @@ impl<'a> Selection<'a> {
         events: &dyn EventStore,
         fetched: &mut Vec<Fetched>,
     ) -> Result<Result<(), Missing>, Fatal> {
-        let mut cold: Vec<&mut Picked> =
-            self.picked.iter_mut().filter(|picked| picked.cold.is_some()).collect();
-        if cold.is_empty() {
+        if self.cold.is_empty() {
             return Ok(Ok(()));
         }
-        let at = |picked: &&mut Picked| picked.cold.map_or(Revision::default(), |cold| cold.at);
-        cold.sort_by_key(at);
-        let wanted: Vec<Revision> = cold.iter().map(at).collect();
-        events.read(&wanted, &mut |position, event| {
-            let Picked { kv, cold } = &mut *cold[position];
+        self.cold.sort_unstable_by_key(|cold| cold.at);
+        let wanted: Vec<Revision> = self.cold.iter().map(|cold| cold.at).collect();
+        let mut found = 0;
+        events.read(&wanted, &mut |at, event| {
+            let cold = self.cold[at];
+            let kv = &mut self.kvs[cold.position];
             if event.key != kv.key {
                 let (revision, what) = (event.version.at.main, "event is of another key");
                 return Err(Fatal::Corrupt { revision, what });
             }
             kv.value = Bytes::copy_from_slice(event.value);
-            if cold.take().is_some_and(|cold| cold.is_newest) {
+            if cold.is_newest {
                 let (key, value) = (kv.key.clone(), kv.value.clone());
                 fetched.push(Fetched { key, at: event.version.at, value });
             }
+            found += 1;
             Ok(())
         })?;
-        let missing = cold.iter().find_map(|picked| picked.cold);
-        Ok(missing.map_or(Ok(()), |cold| Err(Missing(cold.at))))
+        let is_complete = found == wanted.len();
+        let first = wanted.first().copied().unwrap_or_default();
+        Ok(if is_complete { Ok(()) } else { Err(Missing(first)) })
     }
 }
 
