@@ -7,7 +7,10 @@ use kontiki_log::{Log, LogError};
 use kontiki_raft::{EntryId, Index, WriteBatch};
 use kontiki_sim::disk::{Fault, SimDisk};
 
-use crate::model::{Expected, Model, batch, command, membership, open, vote};
+use crate::{
+    model::{Expected, Model, open},
+    writes::{batch, command, membership, vote},
+};
 
 enum Step {
     Write(Vec<WriteBatch>),

@@ -1,8 +1,11 @@
 //! The real log on the simulated disk: crashes everywhere, faults everywhere, damage everywhere.
 
+mod bit_flips;
 mod crash_points;
+mod damage;
 mod model;
 mod torture;
+mod writes;
 
 use torture::Torture;
 

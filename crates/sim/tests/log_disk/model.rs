@@ -9,7 +9,7 @@ use std::{
 
 use kontiki_log::{IdentityRequest, Log, LogError, LogOptions, Opened};
 use kontiki_raft::{
-    Entry, EntryId, HardState, Index, Membership, NodeId, Payload, StoreId, Term, WriteBatch,
+    Entry, EntryId, HardState, Index, Membership, NodeId, Payload, StoreId, WriteBatch,
 };
 use kontiki_sim::disk::SimDisk;
 
@@ -194,30 +194,4 @@ impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "durable {}\nlatest  {}", self.durable, self.latest())
     }
-}
-
-pub(crate) fn batch(entries: impl IntoIterator<Item = Entry>) -> WriteBatch {
-    WriteBatch { hard_state: None, entries: entries.into_iter().collect() }
-}
-
-/// A term and a vote in it, for nobody if `node` is 0.
-pub(crate) fn vote(term: u64, node: u64) -> WriteBatch {
-    let voted_for = Some(NodeId(node)).filter(|id| id.get() != 0);
-    let hard_state = HardState { term: Term(term), voted_for, commit: Index::ZERO };
-    WriteBatch { hard_state: Some(hard_state), entries: Vec::new() }
-}
-
-/// A command of so many bytes, different for each index and term.
-pub(crate) fn command(index: u64, term: u64, len: usize) -> Entry {
-    let bytes: Vec<u8> = (0_u8..=250)
-        .cycle()
-        .skip(usize::try_from(7 * index + term).expect("small"))
-        .take(len)
-        .collect();
-    Entry::new(EntryId::new(index, term), Payload::Command(bytes.into()))
-}
-
-pub(crate) fn membership(index: u64, term: u64, address: &str) -> Entry {
-    let membership = Membership::of_voters([(NodeId(1), address)]);
-    Entry::new(EntryId::new(index, term), Payload::Membership(Arc::new(membership)))
 }
