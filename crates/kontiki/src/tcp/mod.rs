@@ -11,6 +11,8 @@ mod accept;
 mod frame;
 mod handshake;
 mod lane;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,

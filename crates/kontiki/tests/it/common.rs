@@ -111,13 +111,18 @@ pub(crate) async fn leader(nodes: &[Raft<List>]) -> usize {
 /// An address that nobody uses, below the range from which the kernel takes the other ends of
 /// connections: there it could be taken while its node is down.
 pub(crate) fn free_address() -> String {
+    format!("127.0.0.1:{}", free_port())
+}
+
+/// As [`free_address`].
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let spread = u16::try_from(std::process::id() % 200).expect("below 200") * 100;
     loop {
         let offset = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 10_000 + (spread + offset) % 20_000;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return format!("127.0.0.1:{port}");
+            return port;
         }
     }
 }

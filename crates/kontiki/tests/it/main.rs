@@ -3,5 +3,8 @@
 mod cluster;
 mod codec;
 mod common;
+mod examples;
+mod faults;
+mod lifecycle;
 mod replica;
 mod world;

@@ -1,0 +1,312 @@
+//! The transport against strangers, liars and the dead: real sockets, and a test that says the
+//! words of the handshake by hand.
+
+use std::time::Duration;
+
+use kontiki_raft::{Body, Index, Membership, Message, Proposal, ProposalId, Term};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::{handshake::HandshakeError, *};
+use crate::{
+    Bytes, Fault, KnownStores, codec,
+    transport::{Notice, Outlet},
+};
+
+const CLUSTER: u64 = 0xc1;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A transport under test.
+struct Subject {
+    links: Box<TcpLinks>,
+    outlet: Outlet,
+    address: String,
+}
+
+/// Starts the transport of `n1`, one of three. `n2` is at `peer`.
+async fn subject(peer: &str) -> Subject {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let voters = [(NodeId(1), address.as_str()), (NodeId(2), peer), (NodeId(3), "127.0.0.1:1")];
+    let local = Local {
+        id: NodeId(1),
+        cluster: CLUSTER,
+        store: StoreId(1001),
+        listen: address.clone(),
+        membership: Arc::new(Membership::of_voters(voters)),
+        known_stores: Arc::new(KnownStores::in_memory()),
+        message_bytes_max: 10_000,
+    };
+    let (inbox, outlet) = Inbox::new();
+    let links = Box::new(TcpLinks::start(listener, local, inbox, 42));
+    Subject { links, outlet, address }
+}
+
+/// What `n2` says when all is well.
+fn hello() -> Hello {
+    Hello {
+        cluster: CLUSTER,
+        from: NodeId(2),
+        to: NodeId(1),
+        store: StoreId(1002),
+        life: 7,
+        lane: Lane::Control,
+    }
+}
+
+async fn greet(subject: &Subject, hello: &Hello) -> Result<TcpStream, HandshakeError> {
+    let mut stream = TcpStream::connect(&subject.address).await?;
+    handshake::greet(&mut stream, hello).await?;
+    Ok(stream)
+}
+
+async fn refusal(subject: &Subject, hello: Hello) -> Refusal {
+    match greet(subject, &hello).await {
+        Err(HandshakeError::Refused(refusal)) => refusal,
+        other => panic!("{hello:?} is not refused: {other:?}"),
+    }
+}
+
+fn message(batch: u64) -> Message {
+    Message { term: Term(1), body: Body::ReadIndex { batch } }
+}
+
+fn framed(message: &Message) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame::put_frame(&mut out, |out| codec::encode(message, out));
+    out
+}
+
+/// Whether the other end has closed the connection.
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let mut rest = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut rest)).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_peer_is_welcome_and_what_it_says_arrives() {
+    let mut subject = subject("127.0.0.1:1").await;
+    let mut stream = greet(&subject, &hello()).await.unwrap();
+    for batch in 0..100 {
+        stream.write_all(&framed(&message(batch))).await.unwrap();
+    }
+    for batch in 0..100 {
+        let delivery = subject.outlet.control.recv().await.unwrap();
+        assert_eq!((delivery.from, delivery.message), (NodeId(2), message(batch)));
+    }
+    subject.links.close().await;
+    assert!(is_closed(&mut stream).await);
+}
+
+/// Pitfall M7 is the last of these.
+#[tokio::test]
+async fn who_does_not_belong_here_is_told_why() {
+    let subject = subject("127.0.0.1:1").await;
+    let dialer = 0xc2;
+    assert_eq!(
+        refusal(&subject, Hello { cluster: dialer, ..hello() }).await,
+        Refusal::Cluster { dialer, acceptor: CLUSTER }
+    );
+    assert_eq!(
+        refusal(&subject, Hello { to: NodeId(3), ..hello() }).await,
+        Refusal::WrongNode { wanted: NodeId(3), found: NodeId(1) }
+    );
+    assert_eq!(
+        refusal(&subject, Hello { from: NodeId(1), ..hello() }).await,
+        Refusal::SameId { id: NodeId(1) }
+    );
+    assert_eq!(
+        refusal(&subject, Hello { from: NodeId(9), ..hello() }).await,
+        Refusal::NotAMember { id: NodeId(9) }
+    );
+
+    let first = greet(&subject, &hello()).await.unwrap();
+    assert_eq!(
+        refusal(&subject, Hello { life: 8, ..hello() }).await,
+        Refusal::AlreadyConnected { id: NodeId(2) }
+    );
+    drop(first);
+    let (known, found) = (StoreId(1002), StoreId(1003));
+    assert_eq!(
+        refusal(&subject, Hello { store: found, ..hello() }).await,
+        Refusal::StoreChanged { id: NodeId(2), known, found }
+    );
+}
+
+/// Pitfall D15.
+#[tokio::test]
+async fn strangers_and_liars_do_no_harm() {
+    let mut subject = subject("127.0.0.1:1").await;
+    let noise: [&[u8]; 4] =
+        [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", &[0; 100], &[0xff; 100], b"\x10\0\0\0abcd"];
+    for bytes in noise {
+        let mut stream = TcpStream::connect(&subject.address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert!(is_closed(&mut stream).await);
+    }
+
+    let mut wrong_checksum = framed(&message(1));
+    *wrong_checksum.last_mut().unwrap() ^= 1;
+    let huge = [0xff; 64].to_vec();
+    let mut no_message = Vec::new();
+    frame::put_frame(&mut no_message, |out| out.extend_from_slice(&[1, 99, 0]));
+    for bytes in [wrong_checksum, huge, no_message] {
+        let mut stream = greet(&subject, &hello()).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        assert!(is_closed(&mut stream).await, "{bytes:?}");
+    }
+
+    let mut stream = greet(&subject, &hello()).await.unwrap();
+    stream.write_all(&framed(&message(5))).await.unwrap();
+    let delivery = subject.outlet.control.recv().await.unwrap();
+    assert_eq!(delivery.message, message(5), "nothing of the noise came through");
+}
+
+/// The acceptor of the test, in the place of `n2`.
+struct Peer(TcpListener);
+
+impl Peer {
+    async fn new() -> (Self, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        (Self(listener), address)
+    }
+
+    /// Accepts the next connection of `lane` and answers it.
+    async fn accept(&self, lane: Lane, reply: &handshake::Reply) -> (TcpStream, Hello) {
+        loop {
+            let (mut stream, _) = timeout(PATIENCE, self.0.accept()).await.unwrap().unwrap();
+            let heard = handshake::listen(&mut stream, &mut bytes::BytesMut::new()).await;
+            let Ok(hello) = heard else { continue };
+            handshake::answer(&mut stream, reply).await.unwrap();
+            if hello.lane == lane {
+                return (stream, hello);
+            }
+        }
+    }
+}
+
+const WELCOME: handshake::Reply = handshake::Reply::Welcome { store: StoreId(1002) };
+
+/// Sends until something arrives: what is sent before the lane is connected is dropped.
+async fn receive(subject: &mut Subject, stream: &mut TcpStream, message: &Message) -> Message {
+    let mut received = bytes::BytesMut::new();
+    loop {
+        subject.links.send(Envelope { to: NodeId(2), message: message.clone() });
+        let read = timeout(Duration::from_millis(20), stream.read_buf(&mut received)).await;
+        if let Ok(read) = read {
+            assert_ne!(read.unwrap(), 0, "the connection was closed");
+        }
+        if let Some(payload) = frame::take_frame(&mut received, 10_000).unwrap() {
+            return codec::decode(payload).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_broken_connection_is_reported_and_made_anew() {
+    let (peer, address) = Peer::new().await;
+    let mut subject = subject(&address).await;
+    for round in 0..3 {
+        let (mut stream, hello) = peer.accept(Lane::Control, &WELCOME).await;
+        assert_eq!((hello.from, hello.to), (NodeId(1), NodeId(2)));
+        assert_eq!(receive(&mut subject, &mut stream, &message(round)).await, message(round));
+        drop(stream);
+        loop {
+            match timeout(PATIENCE, subject.outlet.notices.recv()).await.unwrap().unwrap() {
+                Notice::Unreachable(id) => break assert_eq!(id, NodeId(2)),
+                Notice::Fault(fault) => panic!("{fault}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn bulk_takes_another_connection_than_what_is_urgent() {
+    let (peer, address) = Peer::new().await;
+    let mut subject = subject(&address).await;
+    let proposal = Proposal { id: ProposalId(1), command: Bytes::from_static(b"bulk") };
+    let bulk = Message { term: Term(1), body: Body::Propose(vec![proposal]) };
+    let (mut stream, _) = peer.accept(Lane::Append, &WELCOME).await;
+    assert_eq!(receive(&mut subject, &mut stream, &bulk).await, bulk);
+}
+
+/// Pitfall M7: the wiped node itself learns it and stops.
+#[tokio::test]
+async fn a_node_that_is_known_by_another_store_is_told_to_stop() {
+    let (peer, address) = Peer::new().await;
+    let mut subject = subject(&address).await;
+    let (known, found) = (StoreId(5), StoreId(1001));
+    let changed = Refusal::StoreChanged { id: NodeId(1), known, found };
+    peer.accept(Lane::Control, &handshake::Reply::Refused(changed)).await;
+    loop {
+        match timeout(PATIENCE, subject.outlet.notices.recv()).await.unwrap().unwrap() {
+            Notice::Fault(Fault::StoreChanged { peer, known, ours }) => {
+                break assert_eq!((peer, known, ours), (NodeId(2), StoreId(5), StoreId(1001)));
+            }
+            Notice::Fault(fault) => panic!("{fault}"),
+            Notice::Unreachable(_) => {}
+        }
+    }
+}
+
+/// A wiped peer is not sent to either: it would be given a log that it has lost before.
+#[tokio::test]
+async fn a_wiped_peer_gets_no_messages() {
+    let (peer, address) = Peer::new().await;
+    let mut subject = subject(&address).await;
+    let (mut stream, _) = peer.accept(Lane::Control, &WELCOME).await;
+    receive(&mut subject, &mut stream, &message(0)).await; // its store is known by now
+    drop(stream);
+    let wiped = handshake::Reply::Welcome { store: StoreId(1003) };
+    let (mut stream, _) = peer.accept(Lane::Control, &wiped).await;
+    subject.links.send(Envelope { to: NodeId(2), message: message(1) });
+    assert!(is_closed(&mut stream).await);
+}
+
+/// Pitfall D14.
+#[tokio::test]
+async fn what_has_no_room_is_dropped_and_reported() {
+    let (peer, address) = Peer::new().await;
+    let mut subject = subject(&address).await;
+    let (mut stream, _) = peer.accept(Lane::Append, &WELCOME).await;
+    let small = Message {
+        term: Term(1),
+        body: Body::Propose(vec![Proposal { id: ProposalId(1), command: Bytes::new() }]),
+    };
+    receive(&mut subject, &mut stream, &small).await; // connected
+    while subject.outlet.notices.try_recv().is_ok() {}
+    let proposal = Proposal { id: ProposalId(1), command: Bytes::from(vec![0; 9000]) };
+    let large = Message { term: Term(1), body: Body::Propose(vec![proposal]) };
+    for _ in 0..3 {
+        // The sending task has no chance to run between these.
+        subject.links.send(Envelope { to: NodeId(2), message: large.clone() });
+    }
+    match subject.outlet.notices.try_recv() {
+        Ok(Notice::Unreachable(id)) => assert_eq!(id, NodeId(2)),
+        other => panic!("nothing was said: {other:?}"),
+    }
+    // What had room arrives.
+    let mut received = bytes::BytesMut::new();
+    let mut count = 0;
+    while count < 2 {
+        stream.read_buf(&mut received).await.unwrap();
+        while let Some(payload) = frame::take_frame(&mut received, 10_000).unwrap() {
+            count += usize::from(codec::decode(payload).unwrap() == large);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_message_to_someone_unknown_is_dropped() {
+    let mut subject = subject("127.0.0.1:1").await;
+    let reply = Body::ReadIndexReply { batch: 1, result: Ok(Index(1)) };
+    subject
+        .links
+        .send(Envelope { to: NodeId(77), message: Message { term: Term(1), body: reply } });
+    assert!(subject.outlet.notices.try_recv().is_err());
+}
