@@ -6,7 +6,10 @@
 
 use std::{env, ffi::OsString};
 
-use clap::Command;
+use clap::{
+    Command,
+    error::{ContextKind, ContextValue},
+};
 
 /// The client's flags that may stand before the command; true if a value follows.
 const CLIENT_FLAGS: &[(&str, bool)] = &[
@@ -65,20 +68,30 @@ fn has_single_dash(arg: &OsString) -> bool {
 /// A flag on the command line wins over both.
 pub(crate) fn with_environment(command: Command) -> Command {
     command.mut_subcommand("serve", |serve| {
-        serve.mut_args(|arg| match arg.get_long() {
-            Some(long) if !arg.is_hide_set() => {
-                let name = long.replace('-', "_").to_uppercase();
-                let (ours, etcds) = (format!("KONTIKI_{name}"), format!("ETCD_{name}"));
-                let chosen = if env::var_os(&ours).is_none() && env::var_os(&etcds).is_some() {
-                    etcds
-                } else {
-                    ours
-                };
-                arg.env(chosen).hide_env_values(true)
-            }
+        serve.mut_args(|arg| match arg.get_long().map(variable) {
+            Some(variable) if !arg.is_hide_set() => arg.env(variable).hide_env_values(true),
             _ => arg,
         })
     })
+}
+
+/// The environment variable that stands for a flag.
+fn variable(long: &str) -> String {
+    let name = long.replace('-', "_").to_uppercase();
+    let (ours, etcds) = (format!("KONTIKI_{name}"), format!("ETCD_{name}"));
+    if env::var_os(&ours).is_none() && env::var_os(&etcds).is_some() { etcds } else { ours }
+}
+
+/// The environment variable that a wrong value came from, if it did.
+pub(crate) fn environment_at_fault(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return None };
+    let long = flag.strip_prefix("--")?.split([' ', '=']).next()?;
+    let is_given = args.iter().filter_map(|arg| arg.to_str()).any(|arg| {
+        let rest = arg.strip_prefix("--").and_then(|arg| arg.strip_prefix(long));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    });
+    let variable = variable(long);
+    if is_given || env::var_os(&variable).is_none() { None } else { Some(variable) }
 }
 
 #[cfg(test)]

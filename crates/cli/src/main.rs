@@ -1,9 +1,12 @@
 //! The `kontiki` binary: starts servers, talks to them, measures them, tests the protocol.
 
 mod arguments;
+mod bench;
 mod client;
 mod duration;
 mod failure;
+mod labs;
+mod serve;
 
 use std::{
     env,
@@ -35,19 +38,31 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run one server
+    Serve(Box<serve::ServeArgs>),
+    /// Measure a cluster, ours or etcd's
+    Bench(Box<bench::BenchArgs>),
+    /// Run the labs of the Raft course in simulated worlds
+    Labs(labs::LabsArgs),
     #[command(flatten)]
     Client(Box<ClientCommand>),
 }
 
 fn main() -> ExitCode {
     let args = arguments::normalized(env::args_os());
-    let command = Cli::command();
-    let cli = match command
-        .try_get_matches_from(args)
-        .and_then(|matches| Cli::from_arg_matches(&matches))
-    {
+    let command = arguments::with_environment(Cli::command());
+    let parsed =
+        command.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => error.exit(),
+        Err(error) => {
+            // Printing fails only if nobody can see it.
+            drop(error.print());
+            if let Some(origin) = arguments::environment_at_fault(&error, &args) {
+                complain(&format!("the value is that of the environment variable {origin}"));
+            }
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
     };
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,6 +78,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Labs(args) => labs::run(args, &mut stdout),
+        Command::Bench(args) => {
+            let report = one_thread()?.block_on(bench::run(*args))?;
+            stdout.write_all(report.as_bytes())?;
+            Ok(stdout.flush()?)
+        }
         Command::Client(command) => {
             one_thread()?.block_on(command.run(&mut stdout))?;
             Ok(stdout.flush()?)

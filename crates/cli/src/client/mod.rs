@@ -23,7 +23,7 @@ use output::Output;
 pub(crate) use output::Format;
 
 /// Answers are as large as the server lets them be; the client does not judge.
-const ANSWER_BYTES_MAX: usize = 1 << 30;
+pub(crate) const ANSWER_BYTES_MAX: usize = 1 << 30;
 
 /// Flags of every client command.
 #[derive(Args, Clone, Debug)]

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<String, String> {
-        let mut lines = text.split('\n').map(str::to_owned);
+        let mut lines = text.lines().map(str::to_owned);
         let transaction = read(|list| {
             let mut read = Vec::new();
             loop {

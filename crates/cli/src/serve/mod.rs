@@ -1,0 +1,137 @@
+//! `kontiki serve`: one server, until a signal or a fault ends it.
+
+mod args;
+mod log;
+
+use std::{
+    error::Error,
+    io::{self, Read as _},
+    thread,
+};
+
+use kontiki_server::{RunningServer, Server, StartError};
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+
+use crate::failure::Failure;
+
+pub(crate) use args::ServeArgs;
+
+/// Runs a server. Returns when it has been stopped in order, or with the reason why it cannot go on.
+pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    let config = args.config();
+    config
+        .validate()
+        .map_err(|error| Failure::usage(format!("{error}; see kontiki serve --help")))?;
+    log::to_stderr(args.log_level());
+    let runtime = runtime(args.threads()).map_err(Failure::new)?;
+    let outcome = runtime.block_on(async {
+        let stop = Stop::new(args.stops_with_stdin()).map_err(Failure::new)?;
+        let name = config.name.as_str();
+        tracing::info!(name, data_dir = %config.data_dir.display(), "starting");
+        let server = Server::start(config.clone()).await.map_err(|error| cannot_start(&error))?;
+        until_stopped(server, stop).await
+    });
+    if let Err(failure) = &outcome {
+        tracing::error!("{failure}");
+    }
+    // A task that hangs must not keep a stopped server alive.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// One thread is the default: a wake-up on another thread costs more than a small request.
+fn runtime(threads: usize) -> io::Result<runtime::Runtime> {
+    if threads == 1 {
+        runtime::Builder::new_current_thread().enable_all().build()
+    } else {
+        runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+    }
+}
+
+async fn until_stopped(server: RunningServer, mut stop: Stop) -> Result<(), Failure> {
+    let reason = tokio::select! {
+        fault = server.failed() => return Err(Failure::new(with_causes(&fault))),
+        reason = stop.asked() => reason,
+    };
+    tracing::info!(reason, "stopping");
+    tokio::select! {
+        done = server.shutdown() => done.map_err(|fault| Failure::new(with_causes(&fault)))?,
+        reason = stop.asked() => {
+            return Err(Failure::new(format!("stopped at once by a second {reason}")));
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn cannot_start(error: &StartError) -> Failure {
+    match error {
+        StartError::Config(error) => Failure::usage(error),
+        other => Failure::new(with_causes(other)),
+    }
+}
+
+/// The error and what caused it, on one line.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let reason = error.to_string();
+        // Some errors already tell their cause.
+        if !text.contains(&reason) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What asks a server to stop.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    stdin_closed: Option<oneshot::Receiver<()>>,
+}
+
+impl Stop {
+    fn new(with_stdin: bool) -> io::Result<Self> {
+        let stdin_closed = if with_stdin { Some(watch_stdin()?) } else { None };
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            stdin_closed,
+        })
+    }
+
+    /// Waits for the next request to stop, and names it.
+    async fn asked(&mut self) -> &'static str {
+        let closed = async {
+            match self.stdin_closed.take() {
+                Some(closed) => drop(closed.await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            () = closed => "end of stdin",
+        }
+    }
+}
+
+/// Its receiver ends when stdin does: whoever started this server is gone then, however it died.
+fn watch_stdin() -> io::Result<oneshot::Receiver<()>> {
+    let (closed, is_closed) = oneshot::channel::<()>();
+    thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+        let mut buffer = [0; 64];
+        let mut stdin = io::stdin().lock();
+        while !matches!(stdin.read(&mut buffer), Ok(0) | Err(_)) {}
+        drop(closed);
+    })?;
+    Ok(is_closed)
+}
