@@ -137,6 +137,7 @@ impl ServeArgs {
             max_request_bytes: self.max_request_bytes,
             max_txn_ops: self.max_txn_ops,
             max_concurrent_streams: self.max_concurrent_streams,
+            ..ServerConfig::default()
         }
     }
 
