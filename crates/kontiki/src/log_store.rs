@@ -62,7 +62,7 @@ pub trait LogWriter: fmt::Debug + Send + 'static {
     ///
     /// # Errors
     ///
-    /// The entries are then still there, and the node goes on.
+    /// Any error is final: the node stops.
     fn purge(&mut self, upto: EntryId) -> Result<EntryId, LogFailure>;
 }
 

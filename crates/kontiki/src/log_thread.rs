@@ -32,8 +32,14 @@ pub(crate) enum LogJob {
 #[derive(Debug)]
 pub(crate) enum LogEvent {
     Persisted(WriteTicket),
-    Failed { ticket: WriteTicket, error: LogFailure },
-    Purged { upto: EntryId },
+    /// The log takes no more. `ticket` is of the write that failed, if it was one.
+    Failed {
+        ticket: Option<WriteTicket>,
+        error: LogFailure,
+    },
+    Purged {
+        upto: EntryId,
+    },
 }
 
 /// Entries that are written at once, in bytes: more waits for the next write, so that no sync
@@ -65,7 +71,7 @@ pub(crate) fn run_log<E>(
         if let Some(ticket) = ticket {
             let event = match log.write(batches).and_then(|()| log.sync()) {
                 Ok(()) => LogEvent::Persisted(ticket),
-                Err(error) => LogEvent::Failed { ticket, error },
+                Err(error) => LogEvent::Failed { ticket: Some(ticket), error },
             };
             let has_failed = matches!(event, LogEvent::Failed { .. });
             // Nobody to tell: the node has stopped, and all that waits is still written.
@@ -78,9 +84,14 @@ pub(crate) fn run_log<E>(
             }
         }
         if let Some(upto) = purge {
-            match log.purge(upto) {
-                Ok(upto) => drop(events.send(E::from(LogEvent::Purged { upto }))),
-                Err(error) => tracing::warn!(%error, %upto, "the log cannot be purged"),
+            let event = match log.purge(upto) {
+                Ok(upto) => LogEvent::Purged { upto },
+                Err(error) => LogEvent::Failed { ticket: None, error },
+            };
+            let has_failed = matches!(event, LogEvent::Failed { .. });
+            drop(events.send(E::from(event)));
+            if has_failed {
+                return;
             }
         }
         unkept_bytes += bytes;

@@ -271,7 +271,9 @@ impl<S: StateMachine> Node<S> {
                 self.replica.handle(now, Event::Persisted(ticket));
             }
             Internal::Log(LogEvent::Failed { ticket, error }) => {
-                self.replica.handle(now, Event::WriteFailed(ticket));
+                if let Some(ticket) = ticket {
+                    self.replica.handle(now, Event::WriteFailed(ticket));
+                }
                 self.fail(Fault::Log(error.into()));
             }
             Internal::Log(LogEvent::Purged { upto }) => {

@@ -304,6 +304,7 @@ async fn start_durable(cluster: &Cluster, machine: &Durable) -> Raft<Durable> {
         .bootstrap(cluster.members.clone())
         .log_options(small_log())
         .tune(quick)
+        .tune(|config| config.purge_entries_min = 10)
         .start()
         .await
         .unwrap()

@@ -1,5 +1,7 @@
 //! Nodes as their users run them: real sockets, real disks, real threads.
 
+#![expect(clippy::unwrap_used, reason = "in the helpers of tests, too, a panic is the verdict")]
+
 mod cluster;
 mod codec;
 mod common;

@@ -13,7 +13,7 @@ const LONG: Duration = Duration::from_secs(60);
 fn assert_applied(outcome: Outcome, expected: &'static str) {
     match outcome {
         Outcome::Applied { command, .. } => {
-            assert_eq!(command, Bytes::from_static(expected.as_bytes()))
+            assert_eq!(command, Bytes::from_static(expected.as_bytes()));
         }
         Outcome::Answer(answer) => panic!("{expected} was not applied: {answer:?}"),
     }
