@@ -17,6 +17,8 @@ use http_body::Frame;
 use prost::Message;
 use tonic::{Code, Status};
 
+use crate::status::{Failure, Refusal};
+
 /// A call as hyper hands it over.
 pub(crate) type Request = http::Request<hyper::body::Incoming>;
 /// What goes back to hyper.
@@ -37,7 +39,7 @@ pub(crate) struct Received<M> {
 /// # Errors
 ///
 /// What the client is to hear: grpc-go's own texts, as etcd's clients know them.
-pub(crate) async fn receive<M, B>(mut body: B, bytes_max: usize) -> Result<Received<M>, Status>
+pub(crate) async fn receive<M, B>(mut body: B, bytes_max: usize) -> Result<Received<M>, Failure>
 where
     M: Message + Default,
     B: http_body::Body<Data = Bytes> + Unpin,
@@ -52,14 +54,24 @@ where
     // The end of the stream may come by itself, in an empty frame. To answer before it is read
     // would reset the stream.
     if !body.is_end_stream() && next_data(&mut body).await?.is_some_and(|data| !data.is_empty()) {
-        return Err(Status::internal("grpc: more than one message in a unary call"));
+        return Err(Status::internal("grpc: more than one message in a unary call").into());
     }
 
     frame.advance(HEADER_LEN);
     let bytes = frame.len();
-    let message = M::decode(frame)
-        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
+    let message = M::decode(frame).map_err(|error| not_decoded(&error))?;
     Ok(Received { message, bytes })
+}
+
+/// The answer to a message that is none.
+fn not_decoded(error: &prost::DecodeError) -> Failure {
+    let error = error.to_string();
+    // The decoder protects the stack, and only transactions can nest. Its error names every
+    // level, and says at the end which it is.
+    if error.ends_with("recursion limit reached") {
+        return Refusal::TooManyOperations.into();
+    }
+    Status::internal(format!("grpc: error unmarshalling request: {error}")).into()
 }
 
 /// Whether `frame` holds a whole message.

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use kontiki::Raft;
+use kontiki::{LogOptions, Raft};
 use kontiki_store::{OpenError, Store, StoreOptions};
 use tokio::{
     net::TcpListener,
@@ -101,6 +101,10 @@ impl Server {
             .bootstrap(voters)
             .cluster_token(config.initial_cluster_token.clone())
             .request_timeout(config.request_timeout())
+            .log_options(LogOptions {
+                segment_bytes: config.log_segment_bytes,
+                ..LogOptions::default()
+            })
             .tune(|tuned| {
                 tuned.heartbeat_interval = config.heartbeat_interval;
                 tuned.election_timeout = config.election_timeout;
@@ -208,16 +212,10 @@ impl RunningServer {
     ///
     /// When the future is dropped the server stops, less gracefully.
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
-        if self.is_leader() && 1 < self.service.roster.members.len() {
-            // While clients are still served: what they send meanwhile is passed on.
-            match self.service.raft.transfer_leadership(None).await {
-                Ok(to) => tracing::info!(%to, "handed the leadership over"),
-                Err(error) => tracing::warn!(%error, "cannot hand the leadership over"),
-            }
-        }
         self.stop.send_replace(true);
         while self.listeners.join_next().await.is_some() {}
         self.companions.shutdown().await;
+        // It hands the leadership over by itself.
         self.service.raft.clone().shutdown().await.map_err(ShutdownError::Raft)?;
         let store = Arc::clone(&self.service.store);
         let flushing = tokio::task::spawn_blocking(move || store.flush());

@@ -148,7 +148,7 @@ async fn receive<M: Message + Default>(
     call: Request,
 ) -> Result<Received<M>, Failure> {
     let bytes_max = service.limits.request_bytes_max + OVERHEAD_BYTES_MAX;
-    Ok(grpc::receive(call.into_body(), bytes_max).await?)
+    grpc::receive(call.into_body(), bytes_max).await
 }
 
 /// The answer to a method that does not exist, in grpc-go's words, or not here yet, in ours.

@@ -3,7 +3,11 @@
 use std::net::SocketAddr;
 
 use kontiki_server::proto::etcdserverpb as pb;
-use prost::Message;
+use prost::{
+    DecodeError, Message,
+    bytes::{Buf, BufMut},
+    encoding::{DecodeContext, WireType},
+};
 use tonic::{
     Request, Status,
     client::Grpc,
@@ -105,5 +109,33 @@ impl Client {
         let answer: tonic_health::pb::HealthCheckResponse =
             self.call("/grpc.health.v1.Health/Check", request).await?;
         Ok(answer.status)
+    }
+}
+
+/// Bytes that are sent as they are.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Raw(pub(crate) Vec<u8>);
+
+impl Message for Raw {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        buf.put_slice(&self.0);
+    }
+
+    fn merge_field(
+        &mut self,
+        _: u32,
+        _: WireType,
+        _: &mut impl Buf,
+        _: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        Ok(())
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
     }
 }

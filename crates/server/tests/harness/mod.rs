@@ -5,7 +5,11 @@
 pub(crate) mod client;
 pub(crate) mod language;
 
-use std::{net::TcpListener, time::Duration};
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
 
 use kontiki_server::{RunningServer, Server, ServerConfig};
 use tempfile::TempDir;
@@ -59,6 +63,8 @@ impl Cluster {
                 // A tenth of the defaults, because nobody likes to wait.
                 heartbeat_interval: Duration::from_millis(20),
                 election_timeout: Duration::from_millis(200),
+                // And disks are shared.
+                log_segment_bytes: 4 << 20,
                 ..ServerConfig::default()
             };
             change(&mut config);
@@ -95,6 +101,10 @@ impl Cluster {
         }
     }
 
+    pub(crate) fn config(&self, at: usize) -> ServerConfig {
+        self.configs[at].clone()
+    }
+
     pub(crate) fn server(&self, at: usize) -> &RunningServer {
         self.servers[at].as_ref().expect("it runs")
     }
@@ -110,9 +120,17 @@ impl Cluster {
     }
 }
 
-/// Ports that nobody listens on. Somebody could take one before we do, but nobody is in a hurry.
+/// Ports that nobody listens on. They are below those that the system gives to connections that
+/// go out, and no two calls in a process get the same.
 pub(crate) fn free_ports(count: usize) -> Vec<u16> {
-    let sockets: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-    sockets.iter().map(|socket| socket.local_addr().expect("it is bound").port()).collect()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let process = u16::try_from(std::process::id() % 200).expect("it is less than 200");
+    let mut ports = Vec::new();
+    while ports.len() < count {
+        let port = 12_000 + process * 100 + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            ports.push(port);
+        }
+    }
+    ports
 }
