@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use kontiki_log::{Log, LogError};
-use kontiki_raft::EntryId;
+use kontiki_raft::{Entry, EntryId, Payload};
 use kontiki_sim::disk::SimDisk;
 
 use crate::{
@@ -11,7 +11,8 @@ use crate::{
     writes::{batch, command, membership, vote},
 };
 
-/// Three segments: the first purged and gone, the second sealed, the third in use.
+/// Three segments: the first purged and gone, the second sealed, the third in use. The last
+/// record carries what looks like a sector that was never written.
 fn small_log() -> (SimDisk, Model) {
     let disk = SimDisk::new();
     let (mut log, _) = open(&disk).expect("an empty disk");
@@ -25,7 +26,9 @@ fn small_log() -> (SimDisk, Model) {
     write(vec![batch([command(6, 2, 600)])]);
     log.purge(EntryId::new(3, 1)).expect("nothing fails");
     log.write(vec![vote(3, 1)]).expect("nothing fails");
-    log.write(vec![batch([command(7, 3, 0)])]).expect("nothing fails");
+    let zeros = Payload::Command(vec![0; 600].into());
+    let zeros = Entry::new(EntryId::new(7, 3), zeros);
+    log.write(vec![batch([zeros])]).expect("nothing fails");
     log.sync().expect("nothing fails");
     drop(log);
     let (log, opened) = open(&disk).expect("it was closed in order");
