@@ -16,6 +16,9 @@ pub const SEGMENT_USER_BYTES: usize = 40;
 const SEGMENT_VERSION: u32 = 1;
 const ENCODED_BYTES: usize = 100;
 
+/// Frames are counted, and no disk takes so many. What says so is forged.
+const SEQ_MAX: u64 = 1 << 62;
+
 /// The first eight bytes of a file: what it is for.
 pub type SegmentMagic = [u8; 8];
 
@@ -110,6 +113,9 @@ impl SegmentHeader {
             ))
         };
         let (version, header) = parse().ok_or_else(|| bad("its header is too short"))?;
+        if SEQ_MAX < header.prev_frame_seq {
+            return Err(bad("it follows a frame that cannot be"));
+        }
         if header.magic != magic {
             return Err(bad("it is not a segment of this log"));
         }

@@ -14,6 +14,9 @@ use crate::{ByteReader, Disk, DiskError};
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 16;
 
+/// Read into memory whole, so there is a bound. The largest one holds a few bytes for each peer.
+const BYTES_MAX: usize = 16 << 20;
+
 /// A file with a checksum that is replaced whole.
 #[derive(Clone, Debug)]
 pub struct SmallFile {
@@ -45,7 +48,8 @@ impl SmallFile {
             result => result.map_err(DiskError::io("open", &self.path))?,
         };
         let len = file.len().map_err(DiskError::io("measure", &self.path))?;
-        let len = usize::try_from(len).map_err(|_| self.damaged("it is too long"))?;
+        let len = usize::try_from(len).ok().filter(|&len| len <= BYTES_MAX);
+        let len = len.ok_or_else(|| self.damaged("it is too long"))?;
         let mut bytes = vec![0; len];
         file.read_at(0, &mut bytes).map_err(DiskError::io("read", &self.path))?;
         self.decode(&bytes).map(Some)
@@ -84,9 +88,11 @@ impl SmallFile {
     ///
     /// # Panics
     ///
-    /// If the content is as long as 4 GiB, or the path has no directory.
+    /// If the content is longer than 16 MiB less its frame, or the path has no directory.
     pub fn replace(&self, disk: &dyn Disk, content: &[u8]) -> Result<(), DiskError> {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + content.len() + 4);
+        let len = HEADER_BYTES + content.len() + 4;
+        assert!(len <= BYTES_MAX, "a small file is small, not {len} bytes");
+        let mut bytes = Vec::with_capacity(len);
         bytes.extend_from_slice(&self.magic);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         let len = u32::try_from(content.len()).expect("a small file is small");

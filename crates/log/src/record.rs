@@ -53,7 +53,7 @@ impl Head {
     pub(crate) fn decode(user: &[u8; FRAME_USER_BYTES]) -> Option<Self> {
         let mut reader = ByteReader::new(user);
         Some(Self {
-            first_index: Index(reader.u64()?),
+            first_index: read_index(&mut reader)?,
             hard_state: read_hard_state(&mut reader)?,
             count: reader.u32()?,
         })
@@ -64,6 +64,15 @@ pub(crate) fn put_hard_state(buf: &mut Vec<u8>, state: HardState) {
     put_u64(buf, state.term.get());
     put_u64(buf, state.voted_for.map_or(0, NodeId::get)); // ids start at 1
     put_u64(buf, state.commit.get());
+}
+
+/// An index with room for more after it. No log reaches 2⁶² entries; what says so is forged.
+fn read_index(reader: &mut ByteReader<'_>) -> Option<Index> {
+    Some(Index(reader.u64()?)).filter(|index| index.get() < 1 << 62)
+}
+
+pub(crate) fn read_id(reader: &mut ByteReader<'_>) -> Option<EntryId> {
+    Some(EntryId { index: read_index(reader)?, term: Term(reader.u64()?) })
 }
 
 pub(crate) fn read_hard_state(reader: &mut ByteReader<'_>) -> Option<HardState> {
@@ -282,8 +291,8 @@ impl Start {
 
     fn decode(payload: &[u8]) -> Option<Self> {
         let mut reader = ByteReader::new(payload);
-        let at = EntryId::new(reader.u64()?, reader.u64()?);
-        let membership_at = EntryId::new(reader.u64()?, reader.u64()?);
+        let at = read_id(&mut reader)?;
+        let membership_at = read_id(&mut reader)?;
         let len = usize::try_from(reader.u32()?).ok()?;
         let membership = decode_membership(reader.bytes(len)?)?;
         Some(Self { at, membership: (membership_at, Arc::new(membership)) })

@@ -394,3 +394,85 @@ fn decode_entry<'a>(index: Index, reader: &mut ByteReader<'a>) -> Option<Decoded
     let membership = entry.membership()?;
     Some((entry, membership))
 }
+
+#[cfg(test)]
+mod tests {
+    use kontiki_disk::FrameSpec;
+    use kontiki_raft::{Entry, NodeId, Payload, WriteBatch};
+
+    use super::*;
+    use crate::record::{ENTRIES, HARD_STATE, Merged, SEAL, START, Start, encode_entry, mark};
+
+    fn replay() -> Replay {
+        let genesis = Arc::new(Membership::of_voters([(NodeId(1), "a")]));
+        Replay {
+            entries: Entries::new(EntryId::new(2, 1), (EntryId::ZERO, genesis)),
+            hard_state: HardState::default(),
+            is_start_known: false,
+            report: RecoveryReport::default(),
+        }
+    }
+
+    fn replayed(spec: FrameSpec, payload: &[u8]) -> Result<(), String> {
+        replay().record(&Frame { offset: 4096, crc: 1, mask: 0, spec, payload }, 1)
+    }
+
+    /// A record of entries, and one that tells of a later start.
+    fn records() -> [(FrameSpec, Vec<u8>); 2] {
+        let membership = Arc::new(Membership::of_voters([(NodeId(1), "a"), (NodeId(2), "b")]));
+        let payloads = [
+            Payload::Blank,
+            Payload::Command(vec![7; 9].into()),
+            Payload::Membership(Arc::clone(&membership)),
+        ];
+        let entries: Vec<Entry> = (3..)
+            .zip(payloads)
+            .map(|(index, payload)| Entry::new(EntryId::new(index, 4), payload))
+            .collect();
+        let mut encoded = Vec::new();
+        for entry in &entries {
+            encode_entry(entry, &mut encoded);
+        }
+        let batches = [WriteBatch { hard_state: None, entries }];
+        let spec = Merged::new(&batches).spec(5, HardState::default(), Index(3));
+
+        let mut start = Vec::new();
+        let at = EntryId::new(9, 4);
+        Start { at, membership: (EntryId::new(5, 4), membership) }.encode(&mut start);
+        [(spec, encoded), (mark(START, 5, HardState::default(), Index(3)), start)]
+    }
+
+    /// Pitfall D15, for the disk's bytes. A checksum that fits is no proof of sense: whatever
+    /// stands in a record, there is an answer.
+    #[test]
+    fn hostile_records_with_fitting_checksums_never_panic() {
+        for (spec, payload) in records() {
+            assert_eq!(replayed(spec, &payload), Ok(()));
+            for kind in [ENTRIES, HARD_STATE, START, SEAL, 0, 99] {
+                drop(replayed(FrameSpec { kind, ..spec }, &payload));
+                for len in 0..payload.len() {
+                    drop(replayed(FrameSpec { kind, ..spec }, &payload[..len]));
+                }
+            }
+            for value in [0, 1, 0x7F, 0x80, 0xFF] {
+                for at in 0..payload.len() {
+                    let mut payload = payload.clone();
+                    payload[at..].iter_mut().take(8).for_each(|byte| *byte = value);
+                    drop(replayed(spec, &payload));
+                }
+                for at in 0..spec.user.len() {
+                    let mut spec = spec;
+                    spec.user[at..].iter_mut().take(8).for_each(|byte| *byte = value);
+                    drop(replayed(spec, &payload));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_is_bound_to_its_place() {
+        let (mut spec, payload) = records()[0].clone();
+        spec.user[0] = 2; // one lower
+        assert!(replayed(spec, &payload).unwrap_err().contains("entry 2 is not"));
+    }
+}

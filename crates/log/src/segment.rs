@@ -6,12 +6,12 @@ use std::{
 };
 
 use kontiki_disk::{ByteReader, DiskFile, SEGMENT_USER_BYTES, SegmentHeader, SegmentMagic};
-use kontiki_raft::{EntryId, HardState, Index, StoreId, Term};
+use kontiki_raft::{EntryId, HardState, StoreId};
 
 use crate::{
     LogError,
     codec::put_u64,
-    record::{put_hard_state, read_hard_state},
+    record::{put_hard_state, read_hard_state, read_id},
 };
 
 pub(crate) const MAGIC: SegmentMagic = *b"KTKLOG1\n";
@@ -47,7 +47,7 @@ impl SegmentStart {
 
     pub(crate) fn decode(user: &[u8; SEGMENT_USER_BYTES]) -> Option<Self> {
         let mut reader = ByteReader::new(user);
-        let last = EntryId { index: Index(reader.u64()?), term: Term(reader.u64()?) };
+        let last = read_id(&mut reader)?;
         Some(Self { last, hard_state: read_hard_state(&mut reader)? })
     }
 }

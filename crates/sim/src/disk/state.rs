@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{Fault, SECTOR_BYTES};
+use crate::dice::splitmix;
 
 pub(super) type InodeId = u64;
 
@@ -381,10 +382,7 @@ fn chance_below(bound: usize, luck: u64) -> usize {
     to_usize(luck % (bound as u64))
 }
 
-/// Every bit of the output depends on every bit of both inputs (the finalizer of splitmix64).
-fn mix(seed: u64, key: u64) -> u64 {
-    let mut z = (seed ^ key.rotate_left(32)).wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+/// Every bit of the output depends on every bit of both inputs.
+const fn mix(seed: u64, key: u64) -> u64 {
+    splitmix(seed ^ key.rotate_left(32))
 }
