@@ -17,7 +17,7 @@ fn env(name: &str, default: u64) -> u64 {
 #[test]
 fn the_store_answers_as_the_naive_model() {
     let first = env("KONTIKI_STORE_SEED", 1);
-    for seed in first..first + env("KONTIKI_STORE_SEEDS", 40) {
+    for seed in first..first + env("KONTIKI_STORE_SEEDS", 12) {
         let outcome = std::panic::catch_unwind(|| World::new(seed).run());
         assert!(outcome.is_ok(), "replay with KONTIKI_STORE_SEED={seed} KONTIKI_STORE_SEEDS=1");
     }

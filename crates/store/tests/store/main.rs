@@ -4,5 +4,13 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod codec;
+mod compact;
+mod crash;
 mod differential;
+mod put_delete;
+mod range;
 mod support;
+mod threads;
+mod txn;
+mod validate;

@@ -7,7 +7,11 @@ pub(crate) mod rng;
 
 use std::time::Duration;
 
-use kontiki_store::{Request, Response, Store, StoreError, StoreOptions};
+use kontiki_store::{
+    Bytes, CompactRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest, RangeRequest,
+    RangeResponse, Request, RequestOp, Response, Store, StoreError, StoreOptions, TxnRequest,
+    TxnResponse,
+};
 
 /// A store in which nothing happens by itself.
 pub(crate) fn quiet() -> StoreOptions {
@@ -41,3 +45,81 @@ pub(crate) fn compact_fully(store: &Store) {
 
 /// Long enough for anything that ends.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A put of `key`.
+pub(crate) fn put(key: &str, value: &str) -> PutRequest {
+    PutRequest { key: bytes(key), value: bytes(value), ..PutRequest::default() }
+}
+
+/// A deletion of `key`, or of a range.
+pub(crate) fn delete(key: &str, range_end: &str) -> DeleteRangeRequest {
+    DeleteRangeRequest { key: bytes(key), range_end: bytes(range_end), prev_kv: false }
+}
+
+/// A range over `key`, or from it.
+pub(crate) fn range(key: &str, range_end: &str) -> RangeRequest {
+    RangeRequest { key: bytes(key), range_end: bytes(range_end), ..RangeRequest::default() }
+}
+
+/// A transaction without guards.
+pub(crate) fn txn(success: Vec<RequestOp>) -> TxnRequest {
+    TxnRequest { success, ..TxnRequest::default() }
+}
+
+/// The bytes of a text.
+pub(crate) fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// An empty store in memory, in which nothing happens by itself.
+pub(crate) fn store() -> Store {
+    Store::in_memory(quiet()).unwrap()
+}
+
+/// Applies a put that succeeds, and returns its revision.
+pub(crate) fn apply_put(store: &Store, key: &str, value: &str) -> i64 {
+    match apply(store, &Request::Put(put(key, value))) {
+        Ok(Response::Put(response)) => response.revision,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Applies a deletion, and returns its answer.
+pub(crate) fn apply_delete(store: &Store, request: DeleteRangeRequest) -> DeleteRangeResponse {
+    match apply(store, &Request::DeleteRange(request)) {
+        Ok(Response::DeleteRange(response)) => response,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Applies a transaction.
+pub(crate) fn apply_txn(store: &Store, request: &TxnRequest) -> Result<TxnResponse, &'static str> {
+    apply(store, &Request::Txn(request.clone())).map(|response| match response {
+        Response::Txn(response) => response,
+        other => panic!("{other:?}"),
+    })
+}
+
+/// Compacts at `revision`.
+pub(crate) fn apply_compact(store: &Store, revision: i64) -> Result<i64, &'static str> {
+    let request = CompactRequest { revision, physical: false };
+    apply(store, &Request::Compact(request)).map(|response| match response {
+        Response::Compact(response) => response.revision,
+        other => panic!("{other:?}"),
+    })
+}
+
+/// Reads a range that can be read.
+pub(crate) fn read(store: &Store, request: &RangeRequest) -> RangeResponse {
+    store.range(request).unwrap()
+}
+
+/// Why a range cannot be read.
+pub(crate) fn read_refusal(store: &Store, request: &RangeRequest) -> &'static str {
+    refusal(&store.range(request).unwrap_err())
+}
+
+/// The keys of an answer, as text.
+pub(crate) fn keys(response: &RangeResponse) -> Vec<String> {
+    response.kvs.iter().map(|kv| kv.key.escape_ascii().to_string()).collect()
+}

@@ -1,0 +1,159 @@
+//! Compaction: what may be asked for, what is kept, and what is given back.
+
+use std::path::Path;
+
+use kontiki_store::{RangeRequest, Store, StoreOptions};
+
+use crate::support::{
+    PATIENCE, apply_compact, apply_delete, apply_put, compact_fully, delete, disk::MemoryDisk,
+    keys, quiet, range, read, read_refusal, store,
+};
+
+#[test]
+fn revisions_must_rise_and_exist() {
+    let store = store();
+    apply_put(&store, "k", "1");
+    for (revision, answer) in [
+        (-2, Err("Compacted")),
+        (-1, Err("Compacted")),
+        (3, Err("FutureRevision")),
+        (0, Ok(2)),
+        (0, Err("Compacted")),
+        (2, Ok(2)),
+        (2, Err("Compacted")),
+        (1, Err("Compacted")),
+    ] {
+        assert_eq!(apply_compact(&store, revision), answer, "{revision}");
+    }
+    assert_eq!((store.compact_revision(), store.revision()), (2, 2));
+}
+
+#[test]
+fn what_is_alive_stays_and_the_rest_goes() {
+    let store = store();
+    apply_put(&store, "a", "1"); // 2
+    apply_put(&store, "a", "2"); // 3
+    apply_put(&store, "b", "1"); // 4
+    apply_delete(&store, delete("b", "")); // 5
+    apply_put(&store, "a", "3"); // 6
+    let before = store.size_in_use_bytes();
+    apply_compact(&store, 5).unwrap();
+    assert_eq!(store.size_in_use_bytes(), before, "compaction waits for its turn");
+    compact_fully(&store);
+    // a@3, the tombstone b@5 and a@6 are left of five.
+    assert_eq!(before - store.size_in_use_bytes(), 2 * (52 + 2));
+    assert_eq!(read(&store, &RangeRequest { revision: 5, ..range("a", "z") }).kvs[0].value, "2");
+    assert_eq!(read_refusal(&store, &RangeRequest { revision: 4, ..range("a", "") }), "Compacted");
+    apply_compact(&store, 6).unwrap();
+    compact_fully(&store);
+    assert_eq!(store.size_in_use_bytes(), 52 + 2, "only a@6");
+    assert_eq!(keys(&read(&store, &range("a", "z"))), ["a"]);
+}
+
+/// etcd #18089, #19179: a watch that starts at the compact revision must see the deletion.
+/// The hash covers every event that is kept, so it tells whether the tombstone is.
+#[test]
+fn a_tombstone_exactly_at_the_compact_revision_is_kept() {
+    let sizes = [4, 5].map(|compact_revision| {
+        let store = store();
+        apply_put(&store, "k", "1"); // 2
+        apply_put(&store, "k", "2"); // 3
+        apply_delete(&store, delete("k", "")); // 4
+        apply_put(&store, "other", "1"); // 5
+        apply_compact(&store, compact_revision).unwrap();
+        let hash = store.hash_kv(0).unwrap();
+        compact_fully(&store);
+        assert_eq!(store.hash_kv(0).unwrap(), hash, "what is removed was not counted");
+        store.size_in_use_bytes()
+    });
+    let (tombstone, other) = (52 + 1, 52 + 5 + 1);
+    assert_eq!(sizes, [tombstone + other, other]);
+}
+
+/// Compaction removes the newest event of all; the revision must not fall with it.
+#[test]
+fn the_revision_survives_the_events() {
+    let disk = MemoryDisk::default();
+    let open = || Store::open_on(&disk, Path::new("/kv"), quiet()).unwrap();
+    let store = open();
+    apply_put(&store, "k", "1");
+    apply_delete(&store, delete("k", ""));
+    apply_put(&store, "k", "1");
+    apply_delete(&store, delete("k", "")); // 5
+    apply_put(&store, "x", "1"); // 6
+    apply_delete(&store, delete("x", "")); // 7
+    apply_compact(&store, 6).unwrap();
+    compact_fully(&store);
+    apply_compact(&store, 7).unwrap();
+    compact_fully(&store);
+    store.close().unwrap();
+    let store = open();
+    assert_eq!((store.revision(), store.compact_revision()), (7, 7));
+    assert_eq!(apply_put(&store, "k", "new"), 8);
+    assert_eq!(read(&store, &range("k", "")).kvs[0].version, 1);
+}
+
+/// etcd #17780: the promise is on disk before the first event is gone.
+#[test]
+fn a_compaction_is_durable_when_it_is_answered() {
+    let disk = MemoryDisk::default();
+    let store = Store::open_on(&disk, Path::new("/kv"), quiet()).unwrap();
+    apply_put(&store, "k", "1");
+    apply_put(&store, "k", "2");
+    apply_compact(&store, 3).unwrap();
+    assert_eq!(store.durable_applied(), 3);
+    let mut rng = crate::support::rng::Rng::new(1);
+    let store = Store::open_on(&disk.crash(&mut rng), Path::new("/kv"), quiet()).unwrap();
+    assert_eq!((store.compact_revision(), store.revision()), (3, 3));
+}
+
+/// Many blocks, each with survivors, and the space of the dead is used again.
+#[test]
+fn blocks_are_packed_and_space_is_reused() {
+    let disk = MemoryDisk::default();
+    let options = StoreOptions { value_cache_bytes: 0, ..quiet() };
+    let open = || Store::open_on(&disk, Path::new("/kv"), options.clone()).unwrap();
+    let mut store = open();
+    let value = "x".repeat(500);
+    let mut sizes = Vec::new();
+    for round in 0..6 {
+        for n in 0..600 {
+            // Every seventh key is new, so that each block keeps something.
+            let key = if n % 7 == 0 { format!("{round}-{n}") } else { format!("k{n}") };
+            apply_put(&store, &key, &value);
+            if n % 100 == 0 {
+                store.flush().unwrap();
+            }
+        }
+        apply_compact(&store, store.revision()).unwrap();
+        compact_fully(&store);
+        store.flush().unwrap();
+        sizes.push(store.size_bytes().unwrap());
+        let hash = store.hash_kv(0).unwrap();
+        drop(store);
+        store = open();
+        assert_eq!(store.hash_kv(0).unwrap(), hash);
+        let response = read(&store, &range("\0", "\0"));
+        assert!(response.kvs.iter().all(|kv| kv.value.len() == 500));
+        assert_eq!(response.count, 514 + (round + 1) * 86);
+    }
+    assert!(sizes[5] <= sizes[1] * 2, "{sizes:?}");
+}
+
+#[test]
+fn waiting_for_compaction_ends_when_it_is_done() {
+    let store = Store::in_memory(StoreOptions::default()).unwrap();
+    for n in 0..5000 {
+        apply_put(&store, &format!("k{}", n % 100), "v");
+    }
+    apply_compact(&store, store.revision()).unwrap();
+    assert!(store.wait_compacted(store.revision(), PATIENCE));
+    assert_eq!(
+        store.size_in_use_bytes(),
+        (0..100).map(|n| 53 + format!("k{n}").len() as u64).sum()
+    );
+    let quiet = crate::support::store();
+    apply_put(&quiet, "k", "1");
+    apply_compact(&quiet, 2).unwrap();
+    assert!(!quiet.wait_compacted(2, std::time::Duration::from_millis(1)), "nobody does it");
+}
