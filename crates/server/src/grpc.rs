@@ -196,3 +196,89 @@ impl http_body::Body for Body {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::proto::etcdserverpb::PutRequest;
+
+    /// A body that arrives in these pieces.
+    struct Pieces(VecDeque<Bytes>);
+
+    impl http_body::Body for Pieces {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+        }
+    }
+
+    fn receive_pieces(pieces: impl IntoIterator<Item = Bytes>) -> Result<PutRequest, Status> {
+        let body = Pieces(pieces.into_iter().collect());
+        let mut receiving = std::pin::pin!(receive(body, 100));
+        match receiving.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
+            Poll::Ready(received) => {
+                received.map(|received| received.message).map_err(|Failure(status)| status)
+            }
+            Poll::Pending => panic!("the body never waits"),
+        }
+    }
+
+    fn request() -> PutRequest {
+        PutRequest { key: "key".into(), value: "value".into(), ..PutRequest::default() }
+    }
+
+    #[test]
+    fn a_message_is_the_same_however_it_is_cut() {
+        let frame = encode(&request());
+        for size in 1..=frame.len() {
+            let pieces = frame.chunks(size).map(Bytes::copy_from_slice);
+            assert_eq!(receive_pieces(pieces).unwrap(), request());
+        }
+        let then_empty = [frame, Bytes::new()];
+        assert_eq!(receive_pieces(then_empty).unwrap(), request());
+    }
+
+    #[test]
+    fn a_message_in_one_piece_is_not_copied() {
+        let frame = encode(&request());
+        let place = frame.as_ptr_range();
+        let received = receive_pieces([frame]).unwrap();
+        assert!(place.contains(&received.key.as_ptr()));
+        assert!(place.contains(&received.value.as_ptr()));
+    }
+
+    #[test]
+    fn a_frame_that_is_not_one_message_is_refused() {
+        let frame = encode(&request());
+        let doubled = Bytes::from([&frame[..], &frame[..]].concat());
+        let compressed = Bytes::from([&[1], &frame[1..]].concat());
+        let cases = [
+            (vec![], Code::Internal),
+            (vec![frame.slice(..3)], Code::Internal),
+            (vec![frame.slice(..frame.len() - 1)], Code::Internal),
+            (vec![doubled], Code::Internal),
+            (vec![frame.clone(), frame.clone()], Code::Internal),
+            (vec![compressed], Code::Unimplemented),
+            (vec![Bytes::from_static(&[0, 0, 0, 0, 101])], Code::ResourceExhausted),
+            (vec![Bytes::from_static(&[0, 255, 255, 255, 255])], Code::ResourceExhausted),
+        ];
+        for (pieces, code) in cases {
+            let status = receive_pieces(pieces.clone()).unwrap_err();
+            assert_eq!(status.code(), code, "{pieces:?}");
+        }
+    }
+
+    /// The length alone decides: what is too large is never kept.
+    #[test]
+    fn the_refusal_of_a_large_message_names_both_sizes() {
+        let status = receive_pieces([Bytes::from_static(&[0, 0, 0, 1, 0])]).unwrap_err();
+        assert_eq!(status.message(), "grpc: received message larger than max (256 vs. 100)");
+    }
+}

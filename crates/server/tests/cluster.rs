@@ -18,7 +18,7 @@ fn run(story: impl Future<Output = ()>) {
 }
 
 async fn etcd_client(endpoint: String) -> etcd_client::Client {
-    etcd_client::Client::connect([endpoint], None).await.unwrap()
+    etcd_client::Client::connect([endpoint], None).await.expect("the server listens")
 }
 
 /// Asks `question` until it is answered with something.
@@ -35,7 +35,7 @@ async fn eventually<T>(what: &str, mut question: impl AsyncFnMut() -> Option<T>)
 
 /// The code and message of a call that must fail.
 fn refusal<T: std::fmt::Debug>(answer: Result<T, etcd_client::Error>) -> (Code, String) {
-    match answer.unwrap_err() {
+    match answer.expect_err("the call is refused") {
         etcd_client::Error::GRpcStatus(status) => {
             (Code::from(i32::from(status.code())), status.message().to_owned())
         }
@@ -150,10 +150,10 @@ fn the_servers_agree_on_who_they_are() {
         let names: Vec<_> = lists[0].members.iter().map(|member| member.name.as_str()).collect();
         assert_eq!(names, ["n1", "n2", "n3"]);
         assert_eq!(header(0).revision, 0, "as in etcd");
-        for at in 0..3 {
-            assert_eq!(lists[at].members, lists[0].members);
+        for (at, list) in lists.iter().enumerate() {
+            assert_eq!(list.members, lists[0].members);
             assert_eq!(header(at).cluster_id, header(0).cluster_id);
-            let me = &lists[at].members[at];
+            let me = &list.members[at];
             assert_eq!(header(at).member_id, me.id);
             assert_eq!(me.client_ur_ls, [format!("http://{}", cluster.endpoint(at))]);
             assert!(me.peer_ur_ls[0].starts_with("http://127.0.0.1:") && !me.is_learner);
@@ -162,11 +162,11 @@ fn the_servers_agree_on_who_they_are() {
         assert_eq!(ids.len(), 3);
 
         let mut leaders = BTreeSet::new();
-        for at in 0..3 {
+        for (at, list) in lists.iter().enumerate() {
             let status = cluster.client(at).await.status().await.unwrap();
             leaders.insert(status.leader);
             assert_eq!(status.version, "3.6.0");
-            assert_eq!(status.header.unwrap().member_id, lists[at].members[at].id);
+            assert_eq!(status.header.unwrap().member_id, list.members[at].id);
             assert_eq!(status.header.unwrap().revision, 1);
             assert_eq!(status.raft_term, status.header.unwrap().raft_term);
             assert!(1 <= status.raft_applied_index);
