@@ -443,9 +443,12 @@ impl<S: StateMachine> Node<S> {
         }
     }
 
+    /// Stops when there is another leader. To step down is not enough: the vote of this node
+    /// may be the one that makes the other one leader.
     fn maybe_stop(&mut self, now: Timestamp) {
-        let is_leader = self.soft_state.borrow().role == Role::Leader;
-        if self.stop_at.is_some_and(|at| at <= now || !is_leader) {
+        let leader = self.soft_state.borrow().leader;
+        let is_handed_over = leader.is_some_and(|leader| leader != self.identity.id);
+        if self.stop_at.is_some_and(|at| at <= now || is_handed_over) {
             self.fault.get_or_insert(Fault::Shutdown);
         }
     }
