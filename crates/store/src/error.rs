@@ -8,7 +8,7 @@ use std::{error::Error, path::PathBuf, sync::Arc};
 
 /// What is wrong with a request whatever the state of the store.
 ///
-/// Found by [`validate`](crate::validate) before a command is proposed.
+/// Found by [`validate`](crate::validate()) before a command is proposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {

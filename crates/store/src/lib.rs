@@ -2,7 +2,31 @@
 //!
 //! The same commands in the same order give the same answers and the same [`HashKv`] on every
 //! replica, whatever the batches, restarts and compactions in between. The crate knows nothing
-//! of replication and nothing of protobuf.
+//! of replication and nothing of protobuf; texts and codes of errors are the server's.
+//!
+//! ```
+//! use kontiki_store::{PutRequest, RangeRequest, Request, Response, Store, StoreOptions};
+//!
+//! let store = Store::in_memory(StoreOptions::default())?;
+//!
+//! // Commands come from a log: position, term, command.
+//! let put = PutRequest { key: "hello".into(), value: "world".into(), ..Default::default() };
+//! let answers = store.apply(&[(1, 1, Request::Put(put))], (1, 1))?;
+//! assert!(matches!(&answers[0], Ok(Response::Put(put)) if put.revision == 2));
+//!
+//! // Reads run beside, on any thread.
+//! let range = RangeRequest { key: "hello".into(), ..Default::default() };
+//! assert_eq!(store.range(&range)?.kvs[0].value, "world");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | `request`, `response`, `error`, `codec`, `validate` | what goes in and out |
+//! | `state`, `txn`, `read` | etcd's semantics |
+//! | `index`, `key`, `range_end` | the keys in memory |
+//! | `record`, `pending`, `events`, `redb_events` | the events, in memory and on disk |
+//! | `store`, `writer`, `compaction`, `open`, `hash` | the lock, the thread, the life of the files |
 
 mod codec;
 mod compaction;

@@ -3,7 +3,7 @@
 //! The documentation of a field tells what it means here; the names and defaults are those of
 //! etcd's protocol. Enumerations carry an `Unknown` where a client of the protocol can send a
 //! number that nobody has defined, so that the conversion at the edge cannot fail and
-//! [`validate`](crate::validate) is the one place that refuses.
+//! [`validate`](crate::validate()) is the one place that refuses.
 
 use bytes::Bytes;
 
