@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use kontiki_store::{RangeRequest, Request, Response, TxnRequest};
+use kontiki_store::{RangeRequest, Request, RequestOp, Response, TxnRequest};
 
 use crate::{
     from_wire,
@@ -18,10 +18,6 @@ use crate::{
     status::{Failure, Refusal},
     to_wire,
 };
-
-/// A read of at most this many keys is answered on the network thread. Taking up another thread
-/// and coming back costs about 50 µs, the time of about as many keys.
-const INLINE_KEYS_MAX: i64 = 32;
 
 /// `KV.Range`.
 pub(crate) async fn range(
@@ -45,23 +41,18 @@ fn answer_range(service: &Service, request: &RangeRequest) -> Result<grpc::Respo
     Ok(grpc::reply(&to_wire::range(answer, header)))
 }
 
-/// Whether a range looks at few keys, so that it may be answered between two other things.
+/// Whether a range looks at one key, so that it may be answered on the network thread. To take
+/// up another thread and come back costs about 50 µs; but how many keys a span has is known
+/// only when they are counted, and heartbeats do not wait.
 fn is_small(range: &RangeRequest) -> bool {
     range.range_end.is_empty()
-        || ((1..=INLINE_KEYS_MAX).contains(&range.limit) && range == &unsorted(range))
 }
 
-/// `range` as it would be in key order and without bounds, when a limit ends the search early.
-fn unsorted(range: &RangeRequest) -> RangeRequest {
-    RangeRequest {
-        key: range.key.clone(),
-        range_end: range.range_end.clone(),
-        limit: range.limit,
-        revision: range.revision,
-        serializable: range.serializable,
-        keys_only: range.keys_only,
-        ..RangeRequest::default()
-    }
+/// Whether nothing in a transaction that only reads looks at more than one key.
+fn is_small_txn(txn: &TxnRequest) -> bool {
+    let mut ops = txn.success.iter().chain(&txn.failure);
+    txn.compare.iter().all(|guard| guard.range_end.is_empty())
+        && ops.all(|op| matches!(op, RequestOp::Range(range) if is_small(range)))
 }
 
 /// `KV.Put`.
@@ -104,6 +95,9 @@ pub(crate) async fn txn(
         request.validate(service.limits.txn_ops_max)?;
         if !request.is_serializable() {
             service.raft.read_barrier().await?;
+        }
+        if is_small_txn(&request) {
+            return answer_txn(service, &request);
         }
         return service.beside(move |service| answer_txn(service, &request)).await;
     }

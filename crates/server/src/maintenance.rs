@@ -4,17 +4,14 @@ use kontiki_store::StoreError;
 
 use crate::{
     grpc::Received,
-    proto::etcdserverpb as pb,
+    proto::etcdserverpb::{self as pb, alarm_request::AlarmAction},
     service::Service,
-    status::{Failure, Refusal},
+    status::{self, Failure, Refusal},
 };
 
 /// The version of the API that is spoken. kube-apiserver wants at least 3.5.13 before it asks
 /// for the progress of watches, and 3.6 has the semantics that are implemented.
 pub const API_VERSION: &str = "3.6.0";
-
-/// etcd's default quota. Nothing enforces it here: the store has no wall at 2 GiB.
-const QUOTA_BYTES: i64 = 2 << 30;
 
 /// `Maintenance.Status`.
 pub(crate) async fn status(
@@ -36,9 +33,24 @@ pub(crate) async fn status(
         errors,
         is_learner: false,
         storage_version: API_VERSION.to_owned(),
-        db_size_quota: QUOTA_BYTES,
+        // None: the store has no wall at 2 GiB.
+        db_size_quota: 0,
         downgrade_info: Some(pb::DowngradeInfo::default()),
     })
+}
+
+/// `Maintenance.Alarm`. Nothing here raises an alarm yet, so to ask which there are has an
+/// answer; `etcdctl endpoint health` asks.
+pub(crate) async fn alarm(
+    service: &Service,
+    call: Received<pb::AlarmRequest>,
+) -> Result<pb::AlarmResponse, Failure> {
+    if call.message.action != i32::from(AlarmAction::Get) {
+        return Err(status::not_yet("Maintenance", "Alarm").into());
+    }
+    service.raft.read_barrier().await?;
+    let header = Some(service.header(service.store.revision()));
+    Ok(pb::AlarmResponse { header, alarms: Vec::new() })
 }
 
 fn signed(bytes: u64) -> i64 {

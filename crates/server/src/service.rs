@@ -135,6 +135,7 @@ async fn dispatch(service: &Arc<Service>, call: Request) -> Result<Response, Fai
         "/etcdserverpb.KV/Txn" => kv::txn(service, receive(service, call).await?).await,
         "/etcdserverpb.KV/Compact" => unary!(kv::compact),
         "/etcdserverpb.Cluster/MemberList" => unary!(cluster::member_list),
+        "/etcdserverpb.Maintenance/Alarm" => unary!(maintenance::alarm),
         "/etcdserverpb.Maintenance/Status" => unary!(maintenance::status),
         path if path.starts_with("/grpc.health.v1.Health/") => {
             Ok(service.health.answer(call).await)
