@@ -74,10 +74,11 @@ impl Cluster {
     }
 }
 
-/// Short times, so that tests are quick.
+/// Times short enough for tests to be quick, and long enough for a busy machine: a leader that
+/// loses its quorum for a moment leaves its proposals without a certain outcome.
 pub(crate) fn quick(config: &mut Config) {
-    config.heartbeat_interval = Duration::from_millis(20);
-    config.election_timeout = Duration::from_millis(100);
+    config.heartbeat_interval = Duration::from_millis(25);
+    config.election_timeout = Duration::from_millis(500);
 }
 
 /// Small files, so that tests do not fill the disk.
