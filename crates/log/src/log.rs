@@ -37,7 +37,7 @@ const BUFFER_BYTES_MAX: usize = 4 << 20;
 /// How a log is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogOptions {
-    /// The length of a segment file, in \[8 KiB, 2 GiB\]. What is purged is purged by whole
+    /// The length of a segment file, in \[5 KiB, 2 GiB\]. What is purged is purged by whole
     /// segments. A record that does not fit gets a longer one.
     pub segment_bytes: u64,
     /// How many zero-filled segments are kept ready.
@@ -109,7 +109,7 @@ impl Log {
     ) -> Result<(Self, Opened), LogError> {
         let LogOptions { segment_bytes, spares, seed } = options;
         assert!(
-            (8 << 10..=2 << 30).contains(&segment_bytes),
+            (5 << 10..=2 << 30).contains(&segment_bytes),
             "segments of {segment_bytes} bytes are too short or too long"
         );
         disk.create_dir_all(dir).map_err(LogError::io("create", dir))?;

@@ -210,16 +210,16 @@ impl Disk for SimDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let state = self.state();
+        let mut state = self.state();
         let inode = *state.names.get(path).ok_or(io::ErrorKind::NotFound)?;
-        Ok(self.file(&state, inode))
+        Ok(self.file(&mut state, inode))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state();
         state.begin_op()?.map_or(Ok(()), Err)?;
         let inode = state.create(path)?;
-        Ok(self.file(&state, inode))
+        Ok(self.file(&mut state, inode))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -263,7 +263,8 @@ impl Disk for SimDisk {
 }
 
 impl SimDisk {
-    fn file(&self, state: &State, inode: InodeId) -> Arc<dyn DiskFile> {
+    fn file(&self, state: &mut State, inode: InodeId) -> Arc<dyn DiskFile> {
+        state.inode(inode).handles += 1;
         Arc::new(SimFile { disk: self.clone(), inode, epoch: state.epoch })
     }
 }
@@ -283,6 +284,14 @@ impl SimFile {
             return Err(io::Error::other("the process that opened this file is dead"));
         }
         Ok(state)
+    }
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        if let Ok(mut state) = self.state() {
+            state.close(self.inode);
+        }
     }
 }
 

@@ -84,6 +84,8 @@ pub(super) struct Inode {
     /// Which sectors of `volatile` a sync would write.
     dirty: BTreeSet<usize>,
     pub(super) unreadable: Vec<Range<u64>>,
+    /// How often the process has it open.
+    pub(super) handles: u32,
 }
 
 impl State {
@@ -117,8 +119,27 @@ impl State {
         }))
     }
 
+    /// What a file without a name has counts as long as the file is open.
     pub(super) fn used(&self) -> u64 {
-        self.inodes.values().map(|inode| inode.volatile.len() as u64).sum()
+        let named: BTreeSet<InodeId> = self.names.values().copied().collect();
+        let counts = |(id, inode): &(&InodeId, &Inode)| named.contains(id) || 0 < inode.handles;
+        self.inodes.iter().filter(counts).map(|(_, inode)| inode.volatile.len() as u64).sum()
+    }
+
+    pub(super) fn close(&mut self, id: InodeId) {
+        self.inode(id).handles -= 1;
+        self.forget_unused();
+    }
+
+    /// Drops the files that nothing can reach any more, not even after a crash.
+    fn forget_unused(&mut self) {
+        let made = self.pending.iter().filter_map(|name| match name {
+            Name::Made { inode, .. } => Some(*inode),
+            Name::Renamed { .. } | Name::Removed { .. } => None,
+        });
+        let named = self.names.values().chain(self.durable_names.values()).copied();
+        let used: BTreeSet<InodeId> = named.chain(made).collect();
+        self.inodes.retain(|id, inode| used.contains(id) || 0 < inode.handles);
     }
 
     pub(super) fn inode(&mut self, id: InodeId) -> &mut Inode {
@@ -166,6 +187,7 @@ impl State {
         }
         self.pending = elsewhere;
         self.pending.extend(here.into_iter().skip(kept));
+        self.forget_unused();
     }
 
     pub(super) fn lose(&mut self, path: &Path) {
@@ -236,6 +258,9 @@ impl State {
 
     pub(super) fn end_of_process(&mut self) {
         self.epoch += 1;
+        for inode in self.inodes.values_mut() {
+            inode.handles = 0;
+        }
         self.locks.clear();
         self.faults.clear();
         self.halt_after = u64::MAX;
@@ -244,8 +269,7 @@ impl State {
     pub(super) fn crash(&mut self, seed: u64) {
         self.end_of_process();
         self.crash_names(seed);
-        let used: BTreeSet<InodeId> = self.names.values().copied().collect();
-        self.inodes.retain(|id, _| used.contains(id));
+        self.forget_unused();
         for inode in self.inodes.values_mut() {
             inode.crash(mix(seed, inode.key));
         }

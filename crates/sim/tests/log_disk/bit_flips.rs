@@ -1,13 +1,16 @@
 //! Every single bit of a small log flips once.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use kontiki_log::{Log, LogError};
+use kontiki_log::{Log, LogError, LogOptions};
 use kontiki_raft::{Entry, EntryId, Payload};
 use kontiki_sim::disk::SimDisk;
 
 use crate::{
-    model::{DIR, Model, open},
+    model::{DIR, Model, open, options, request},
     writes::{batch, command, membership, vote},
 };
 
@@ -15,20 +18,21 @@ use crate::{
 /// record carries what looks like a sector that was never written.
 fn small_log() -> (SimDisk, Model) {
     let disk = SimDisk::new();
-    let (mut log, _) = open(&disk).expect("an empty disk");
+    let options = LogOptions { segment_bytes: 5 << 10, ..options() };
+    let (mut log, _) = Log::open(Arc::new(disk.clone()), Path::new(DIR), &request(), options)
+        .expect("an empty disk");
     let mut write = |batches| {
         log.write(batches).expect("nothing fails");
         log.sync().expect("nothing fails");
     };
-    write(vec![vote(1, 1), batch([command(1, 1, 20), command(2, 1, 3900)])]);
+    write(vec![vote(1, 1), batch([command(1, 1, 20), command(2, 1, 700)])]);
     write(vec![batch([command(3, 1, 100), membership(4, 1, "n1:2")])]);
-    write(vec![vote(2, 2), batch([command(4, 2, 400), command(5, 2, 3000)])]);
-    write(vec![batch([command(6, 2, 600)])]);
+    write(vec![vote(2, 2), batch([command(4, 2, 100), command(5, 2, 200)])]);
+    write(vec![batch([command(6, 2, 150)])]);
     log.purge(EntryId::new(3, 1)).expect("nothing fails");
-    log.write(vec![vote(3, 1)]).expect("nothing fails");
-    let zeros = Payload::Command(vec![0; 600].into());
+    let zeros = Payload::Command(vec![0; 200].into());
     let zeros = Entry::new(EntryId::new(7, 3), zeros);
-    log.write(vec![batch([zeros])]).expect("nothing fails");
+    log.write(vec![vote(3, 1), batch([zeros])]).expect("nothing fails");
     log.sync().expect("nothing fails");
     drop(log);
     let (log, opened) = open(&disk).expect("it was closed in order");
