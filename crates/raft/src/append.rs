@@ -8,7 +8,8 @@
 
 use crate::{
     AppendEntries, AppendEntriesReply, AppendResult, Body, EntryId, Index, NodeId, RaftCore, Round,
-    Session, Term, core::State,
+    Session, Term,
+    core::{NUMBER_MAX, State},
 };
 
 /// What a follower knows of its leader.
@@ -101,19 +102,32 @@ impl RaftCore {
         for entry in entries {
             let EntryId { index, term } = entry.id;
             let known = self.log.term_at(index);
-            if known == Some(term) || index <= self.log.start().index {
+            if known == Some(term) || index < self.log.start().index {
                 continue;
+            }
+            if index == self.log.start().index {
+                return Merged::Impossible; // it contradicts what is purged, so committed
             }
             if known.is_some() {
                 if index <= self.commit_index {
                     return Merged::Impossible;
                 }
                 self.log.truncate(index);
+                self.forget_received(index);
             }
             self.writes.note_entries(index);
             self.log.append(entry);
         }
         Merged::Agreed(upto)
+    }
+
+    /// The log was cut at `from`. An honest leader never contradicts what it sent in the same
+    /// term; of another one we must not believe both (pitfall D15).
+    fn forget_received(&mut self, from: Index) {
+        if let State::Follower(following) = &mut self.state {
+            following.received = following.received.min(from.prev());
+            following.told = following.told.min(from.prev());
+        }
     }
 
     fn on_agreed(&mut self, upto: Index, commit: Index, held_by_all: Index, is_heartbeat: bool) {
@@ -140,6 +154,9 @@ impl RaftCore {
     }
 
     /// Tells the leader what is durable here, if it waits for an answer or there is news.
+    ///
+    /// Deviation: in Figure 2 each request is answered by `success`. One answer with an index
+    /// speaks for all requests before it.
     pub(crate) fn maybe_reply_to_leader(&mut self) {
         let durable = self.writes.durable_index();
         let State::Follower(following) = &mut self.state else { return };
@@ -180,5 +197,5 @@ fn is_well_formed(append: &AppendEntries, term: Term) -> bool {
         last = entry.id;
         follows
     }) && last.term <= term
-        && last.index.get() < u64::MAX / 2
+        && last.index.get() < NUMBER_MAX
 }

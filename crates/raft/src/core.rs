@@ -133,7 +133,9 @@ impl RaftCore {
             Input::Persisted(ticket) => self.on_persisted(&ticket),
             Input::WriteFailed(ticket) => self.on_write_failed(&ticket),
             Input::Applied { upto, durable } => self.applying.on_applied(upto, durable),
-            Input::EntriesUnavailable { to, session } => self.on_unavailable(to, session),
+            // What was asked for counts as lost on the way: a later heartbeat's answer shows
+            // that it is missing, and it is asked for again. At once would be a loop.
+            Input::EntriesUnavailable { .. } => {}
             Input::Purged { upto } => self.on_purged(upto),
             Input::PeerUnreachable { id } => self.on_unreachable(id),
             Input::Campaign => self.on_campaign(),
@@ -212,12 +214,16 @@ impl RaftCore {
             return; // a stranger, or an echo of ourselves
         }
         let Message { term, body } = message;
+        if NUMBER_MAX <= term.get() {
+            return; // no cluster gets there, and counting on must not overflow (pitfall D15)
+        }
         if let Body::RequestVote(request) = &body
             && request.kind != VoteKind::Transfer
             && self.is_loyal()
         {
             // While a leader is alive, whoever cannot hear it must not depose it, neither with
             // a vote nor with a higher term (thesis §4.2.3).
+            // Deviation: §5.1 lets every higher term depose a leader.
             self.reject_vote(from, *request);
             return;
         }
@@ -420,6 +426,10 @@ impl RaftCore {
     }
 }
 
+/// No cluster counts this far. Terms and indexes from outside that do are not believed, so that
+/// our own never overflow.
+pub(crate) const NUMBER_MAX: u64 = u64::MAX / 2;
+
 /// The largest cluster that is supported. More voters make a cluster slower and not safer.
 const VOTERS_MAX: usize = 7;
 
@@ -437,6 +447,11 @@ fn check(config: &Config, recovered: &Recovered) -> Result<Arc<Membership>, Rest
     }
     if membership.member(config.id).is_none() {
         return Err(RestoreError::NotAMember { id: config.id });
+    }
+    let terms = [hard_state.term, log_start.term, last.term].map(Term::get);
+    let indexes = [hard_state.commit, log_start.index, last.index].map(Index::get);
+    if terms.iter().chain(&indexes).any(|&number| NUMBER_MAX <= number) {
+        return Err(RestoreError::TermsOutOfOrder { at: *last });
     }
     let mut before = EntryId::ZERO;
     for &run in term_runs {

@@ -35,6 +35,8 @@ impl RaftCore {
     /// The time until the first election after a start. In a new cluster there is no leader to
     /// be loyal to and nothing to wait out; after a restart the loyalty of the former life ends
     /// after one election timeout, and a leader that still lives is heard of well before.
+    ///
+    /// Deviation: in Figure 2 a node that restarts may vote at once (pitfall R9).
     pub(crate) fn arm_first_election(&mut self) {
         let half = self.config.election_timeout / 2;
         self.election_deadline = self.loyal_until.max(self.now) + self.random_delay(half);
@@ -43,6 +45,8 @@ impl RaftCore {
     /// The leader's process seems to be gone. No vote can be had before the loyalty to it ends,
     /// but there is no need to wait long after that. If it lives, its next heartbeat restarts
     /// the clock.
+    ///
+    /// Deviation: §5.2 waits for the timeout, whatever else is known of the leader.
     pub(crate) fn hurry_election(&mut self) {
         let soon = self.config.election_timeout / 8;
         let deadline = self.loyal_until.max(self.now) + self.random_delay(soon);
@@ -52,9 +56,14 @@ impl RaftCore {
     /// A refusal often means that the voter is loyal for some milliseconds more, or stood at
     /// the same moment. Asking again changes nothing until it is won, so there is no reason to
     /// wait for a whole timeout; it is random, so that two who collided do not again.
+    ///
+    /// Deviation: §5.2 waits for a whole timeout after an election that nobody won.
     fn retry_election_soon(&mut self) {
         let timeout = self.config.election_timeout;
-        let deadline = self.now + timeout / 16 + self.random_delay(timeout / 4);
+        // A real election is not cut short while the votes of far away may be on their way.
+        let is_pre_vote = matches!(self.state, State::PreCandidate(_));
+        let at_least = if is_pre_vote { timeout / 16 } else { timeout / 4 };
+        let deadline = self.now + at_least + self.random_delay(timeout / 4);
         self.election_deadline = self.election_deadline.min(deadline);
     }
 

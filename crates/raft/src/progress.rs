@@ -161,7 +161,13 @@ impl Progress {
             self.awaits = None;
         }
         let lost = self.window.iter().find(|sent| received < sent.last);
-        if lost.is_some_and(|sent| is_overdue(sent.round)) {
+        // A follower that had received something may lose it in a crash, before it was durable.
+        // Then its newest answer falls back, while nothing is on the way to it.
+        let has_fallen_back = self.state == ProgressState::Replicate
+            && self.is_idle()
+            && round == self.acked_round
+            && received.next() < self.next_index;
+        if has_fallen_back || lost.is_some_and(|sent| is_overdue(sent.round)) {
             self.clear_window();
             self.next_index = received.max(self.match_index).next();
         }
@@ -176,11 +182,6 @@ impl Progress {
         self.clear_window();
         self.next_index = self.match_index.next();
         self.awaits = Some(round);
-    }
-
-    /// The host could not read what it was asked to send.
-    pub(crate) fn on_unavailable(&mut self) {
-        self.awaits = None;
     }
 
     fn clear_window(&mut self) {

@@ -86,6 +86,8 @@ impl Seen {
 }
 
 impl RaftCore {
+    /// Deviation: §8 redirects clients to the leader. Here any node takes a command, passes it
+    /// on, and reports where the leader put it.
     pub(crate) fn on_propose(&mut self, proposals: Vec<Proposal>) {
         let leader = self.leader();
         for proposal in proposals {

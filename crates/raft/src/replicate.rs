@@ -158,6 +158,8 @@ impl RaftCore {
 
     /// An append without entries at the place where the follower surely agrees: it cannot be
     /// refused, and it shows the leader at once if a follower has lost its log (pitfall M6).
+    ///
+    /// Deviation: in Figure 2 it names the entry before `nextIndex`, as any other append.
     fn send_heartbeat(&mut self, to: NodeId) {
         let State::Leader(leading) = &mut self.state else { return };
         let round = leading.next_round(self.now);
@@ -216,18 +218,10 @@ impl RaftCore {
             }
         }
         progress.acked_round = progress.acked_round.max(round);
-        progress.maybe_resend(received, round, self.config.heartbeat_interval);
+        // Less than a whole interval, so that the first heartbeat after the loss shows it.
+        progress.maybe_resend(received, round, self.config.heartbeat_interval * 3 / 4);
         self.confirm_reads();
         self.maybe_send_timeout_now();
-    }
-
-    pub(crate) fn on_unavailable(&mut self, to: NodeId, session: Session) {
-        let State::Leader(leading) = &mut self.state else { return };
-        if let Some(progress) = leading.progress.get_mut(&to)
-            && progress.session == session
-        {
-            progress.on_unavailable();
-        }
     }
 
     /// What is on its way to this peer may be lost. If it is our leader, an election may be

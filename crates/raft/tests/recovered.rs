@@ -1,0 +1,143 @@
+//! Pitfall D8. What a disk says is not believed blindly: a node starts from it, or says why
+//! not, and never panics.
+
+use std::{sync::Arc, time::Duration};
+
+use kontiki_raft::{
+    Config, Effects, EntryId, HardState, Index, Input, Membership, NodeId, RaftCore, Recovered,
+    RestoreError, Term, Timestamp,
+};
+
+const NOW: Timestamp = Timestamp(1);
+
+/// A log of three entries, `1@1 2@1 3@2`, committed and applied up to 2.
+fn sound() -> Recovered {
+    let genesis = Membership::of_voters([1, 2, 3].map(|id| (NodeId(id), "")));
+    Recovered {
+        hard_state: HardState { term: Term(2), voted_for: None, commit: Index(2) },
+        log_start: EntryId::ZERO,
+        term_runs: vec![EntryId::new(1, 1), EntryId::new(3, 2)],
+        last: EntryId::new(3, 2),
+        memberships: vec![(EntryId::ZERO, Arc::new(genesis))],
+        applied: Index(2),
+        is_pristine: false,
+    }
+}
+
+fn start(recovered: Recovered) -> Result<RaftCore, RestoreError> {
+    RaftCore::new(Config::new(NodeId(1), 7), recovered, NOW)
+}
+
+#[test]
+fn a_sound_disk_is_taken_as_it_is() {
+    let core = start(sound()).unwrap();
+    let status = core.status();
+    assert_eq!(status.term(), Term(2));
+    assert_eq!(status.last, EntryId::new(3, 2));
+    assert_eq!(status.commit_index, Index(2));
+    assert_eq!(status.durable_index, Index(3));
+}
+
+/// The commit index on disk is a hint that may lag behind what the state machine has applied.
+#[test]
+fn what_was_applied_was_committed() {
+    let core = start(Recovered { applied: Index(3), ..sound() }).unwrap();
+    assert_eq!(core.status().commit_index, Index(3));
+}
+
+#[test]
+fn a_log_that_misses_acknowledged_entries_is_refused() {
+    let error = start(Recovered { applied: Index(4), ..sound() }).unwrap_err();
+    assert!(matches!(error, RestoreError::AppliedBeyondLog { .. }), "{error}");
+
+    let hard_state = HardState { commit: Index(9), ..sound().hard_state };
+    let error = start(Recovered { hard_state, ..sound() }).unwrap_err();
+    assert!(matches!(error, RestoreError::CommitBeyondLog { .. }), "{error}");
+}
+
+#[test]
+fn a_log_that_starts_after_the_state_machine_is_refused() {
+    let recovered = Recovered {
+        log_start: EntryId::new(2, 1),
+        term_runs: vec![EntryId::new(3, 2)],
+        applied: Index(1),
+        ..sound()
+    };
+    let error = start(recovered).unwrap_err();
+    assert!(matches!(error, RestoreError::LogStartsAfterApplied { .. }), "{error}");
+}
+
+#[test]
+fn terms_that_do_not_ascend_are_refused() {
+    let runs = [
+        vec![EntryId::new(1, 2), EntryId::new(3, 1)],
+        vec![EntryId::new(1, 1), EntryId::new(1, 2)],
+        vec![EntryId::new(1, 1), EntryId::new(4, 2)],
+        vec![EntryId::new(2, 1), EntryId::new(3, 2)],
+        vec![],
+    ];
+    for term_runs in runs {
+        let shown = format!("{term_runs:?}");
+        let error = start(Recovered { term_runs, ..sound() }).unwrap_err();
+        assert!(matches!(error, RestoreError::TermsOutOfOrder { .. }), "{shown}: {error}");
+    }
+    let hard_state = HardState { term: Term(1), ..sound().hard_state };
+    let error = start(Recovered { hard_state, ..sound() }).unwrap_err();
+    assert!(matches!(error, RestoreError::TermsOutOfOrder { .. }), "{error}");
+}
+
+#[test]
+fn a_node_must_belong_to_its_cluster() {
+    let genesis = Membership::of_voters([2, 3].map(|id| (NodeId(id), "")));
+    let memberships = vec![(EntryId::ZERO, Arc::new(genesis))];
+    let error = start(Recovered { memberships, ..sound() }).unwrap_err();
+    assert_eq!(error, RestoreError::NotAMember { id: NodeId(1) });
+
+    let error = start(Recovered { memberships: Vec::new(), ..sound() }).unwrap_err();
+    assert_eq!(error, RestoreError::NoVoters);
+
+    let many = Membership::of_voters((1..=8).map(|id| (NodeId(id), "")));
+    let memberships = vec![(EntryId::ZERO, Arc::new(many))];
+    let error = start(Recovered { memberships, ..sound() }).unwrap_err();
+    assert_eq!(error, RestoreError::TooManyVoters { count: 8 });
+}
+
+/// Numbers near to the sound ones, zero, and the largest.
+fn any(random: &mut u64) -> u64 {
+    *random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+    match *random >> 56 {
+        0..=3 => u64::MAX,
+        4..=7 => u64::MAX / 2,
+        drawn => drawn % 5,
+    }
+}
+
+#[test]
+fn whatever_a_disk_says_a_node_starts_or_says_why_not() {
+    let mut random = 1;
+    let mut started = 0;
+    for _ in 0..100_000 {
+        let has_runs = any(&mut random) < 2;
+        let mut id = || EntryId::new(any(&mut random), any(&mut random));
+        let recovered = Recovered {
+            log_start: id(),
+            last: id(),
+            term_runs: if has_runs { vec![id(), id()] } else { Vec::new() },
+            ..sound()
+        };
+        let hard_state = HardState {
+            term: Term(any(&mut random)),
+            voted_for: Some(NodeId(any(&mut random))),
+            commit: Index(any(&mut random)),
+        };
+        let recovered = Recovered { hard_state, applied: Index(any(&mut random)), ..recovered };
+        // What starts also runs.
+        if let Ok(mut core) = start(recovered) {
+            started += 1;
+            let later = NOW + Duration::from_secs(3);
+            core.step(later, Input::Timeout);
+            core.poll(later, &mut Effects::default());
+        }
+    }
+    assert!(100 < started, "only {started} of them started: the cases are too wild");
+}
