@@ -63,8 +63,10 @@ pub(super) struct LaneTask {
     random: u64,
 }
 
-/// Messages that wait in one lane, beside the bound in bytes. Above the window of the protocol.
+/// Messages that wait in one lane. Above the window of the protocol.
 const QUEUE_MAX: usize = 1024;
+/// Bytes that wait in one lane, beside a single larger message: two windows of the protocol.
+const QUEUE_BYTES_MAX: usize = 32 << 20;
 /// One write takes as much as has been encoded when this is passed. A socket buffer's worth.
 const WRITE_BYTES: usize = 256 << 10;
 /// A connection attempt, handshake included, may take this long.
@@ -97,8 +99,7 @@ impl LaneSender {
             last_error: String::new(),
             random: shared.life ^ peer.get(),
         };
-        // Twice the largest message, so that one can be on its way while another waits.
-        let queue_bytes_max = 2 * shared.local.message_bytes_max;
+        let queue_bytes_max = QUEUE_BYTES_MAX.min(2 * shared.local.message_bytes_max);
         (Self { queue, gauge: Arc::clone(gauge), queue_bytes_max }, task)
     }
 
@@ -110,8 +111,9 @@ impl LaneSender {
             return true;
         }
         let bytes = message_bytes(&message);
-        let queued_bytes = self.gauge.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if queued_bytes <= self.queue_bytes_max && self.queue.try_send(message).is_ok() {
+        let queued_bytes = self.gauge.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let has_room = queued_bytes == 0 || queued_bytes + bytes <= self.queue_bytes_max;
+        if has_room && self.queue.try_send(message).is_ok() {
             return true;
         }
         self.gauge.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);

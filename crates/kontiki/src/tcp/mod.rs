@@ -4,8 +4,8 @@
 //! these connections; what it receives comes over those that its peers have made. So no queue is
 //! shared between what is urgent and what is large, and each side repairs its own sending.
 //!
-//! Deviation: there is no encryption here yet, and whoever can reach the peer port can speak as
-//! a peer. Keep it on a network of its own.
+//! Nothing is encrypted, and whoever can reach the peer port can speak as a peer: it belongs on a
+//! network of its own.
 
 mod accept;
 mod frame;
