@@ -3,6 +3,7 @@
 mod arguments;
 mod bench;
 mod client;
+mod dev;
 mod duration;
 mod failure;
 mod labs;
@@ -38,6 +39,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a cluster on this machine
+    Dev(dev::DevArgs),
     /// Run one server
     Serve(Box<serve::ServeArgs>),
     /// Measure a cluster, ours or etcd's
@@ -76,8 +79,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
+    let mut stdout = io::stdout();
     match command {
+        Command::Dev(args) => one_thread()?.block_on(dev::run(args)),
         Command::Serve(args) => serve::run(&args),
         Command::Labs(args) => labs::run(args, &mut stdout),
         Command::Bench(args) => {

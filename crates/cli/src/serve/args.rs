@@ -80,6 +80,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "COUNT", default_value_t = u32::MAX, hide_default_value = true)]
     max_concurrent_streams: u32,
 
+    /// Length of a file of the Raft log; two more are kept ready
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    log_segment_bytes: u64,
+
     /// What to log on stderr
     #[arg(long, value_enum, value_name = "LEVEL", default_value = "info")]
     log_level: LogLevel,
@@ -137,7 +141,7 @@ impl ServeArgs {
             max_request_bytes: self.max_request_bytes,
             max_txn_ops: self.max_txn_ops,
             max_concurrent_streams: self.max_concurrent_streams,
-            ..ServerConfig::default()
+            log_segment_bytes: self.log_segment_bytes,
         }
     }
 
