@@ -92,6 +92,7 @@ impl World {
             waiting: Vec::new(),
             syncing: None,
             purge: None,
+            has_failed: false,
             is_filling: false,
             to_apply: std::collections::VecDeque::new(),
             timer: None,
@@ -348,7 +349,7 @@ impl World {
     /// Takes all that waits, writes it as one record, and lets the disk take its time.
     fn maybe_write(&mut self, id: NodeId) -> Checked {
         let process = self.process(id)?;
-        if process.syncing.is_some() || process.waiting.is_empty() {
+        if process.syncing.is_some() || process.waiting.is_empty() || process.has_failed {
             return Ok(());
         }
         let waiting = std::mem::take(&mut process.waiting);
@@ -362,9 +363,11 @@ impl World {
             });
         }
         let Some(ticket) = newest else { return Ok(()) };
+        let count = batches.len();
         let written = process.log.write(batches);
+        process.has_failed = written.is_err();
         let life = process.life;
-        self.ledger.on_record(id);
+        self.ledger.on_record(id, count);
         if written.is_err() {
             self.note(Note::WriteFailed { node: id });
             let event = Event::WriteFailed(ticket);
@@ -395,6 +398,7 @@ impl World {
             return Err(format!("{id} has synced nothing"));
         };
         if process.log.sync().is_err() {
+            process.has_failed = true;
             self.note(Note::WriteFailed { node: id });
             return self.handle(id, Event::WriteFailed(ticket));
         }
@@ -407,22 +411,23 @@ impl World {
 
     fn maybe_purge(&mut self, id: NodeId) -> Checked {
         let process = self.process(id)?;
-        if process.syncing.is_some() {
+        if process.syncing.is_some() || process.has_failed {
             return Ok(());
         }
         let Some(upto) = process.purge.take() else { return Ok(()) };
         let life = process.life;
-        let start = process
-            .log
-            .purge(upto)
-            .map_err(|error| format!("{id} cannot purge its log up to {upto}: {error}"))?;
+        // A purge that fails is tried again with the next one; a log that is broken says so
+        // when it is written to.
+        let Ok(start) = process.log.purge(upto) else { return Ok(()) };
         if upto.index < start.index {
             return Err(format!("{id} was to purge up to {upto}, and purged up to {start}"));
         }
         if EntryId::ZERO == start {
             return Ok(());
         }
-        self.ledger.on_purged(id, start)?;
+        if self.ledger.on_purged(id, start)? {
+            self.purges += 1;
+        }
         self.note(Note::Purged { node: id, upto: start });
         let event = Event::Purged { upto: start };
         self.schedule(self.now + nanos(PURGE_DELAY), id, Happening::Event { life, event });
@@ -458,6 +463,9 @@ impl World {
         let StoredRead { mut envelope, range, bytes_max, session } = read;
         let to = envelope.to;
         let process = self.process(id)?;
+        if process.has_failed {
+            return Ok(());
+        }
         let Ok(entries) = process.reader.read(range, bytes_max) else {
             return self.handle(id, Event::EntriesUnavailable { to, session });
         };
@@ -465,6 +473,7 @@ impl World {
             return Err(format!("{id} wants entries in a message that takes none"));
         };
         append.entries = entries;
+        self.stored_reads += 1;
         self.send(id, &envelope)
     }
 

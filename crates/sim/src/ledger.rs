@@ -103,6 +103,7 @@ struct Life {
     applied: Index,
     /// Handed to the state machine.
     handed: Index,
+    is_stopped: bool,
 }
 
 impl Ledger {
@@ -249,10 +250,11 @@ impl Ledger {
         Ok(())
     }
 
-    /// Everything that waits goes to the disk as one record.
-    pub(crate) fn on_record(&mut self, id: NodeId) {
+    /// The first `count` of the writes that wait go to the disk as one record.
+    pub(crate) fn on_record(&mut self, id: NodeId, count: usize) {
         let witness = self.witness_mut(id);
-        let waiting = witness.waiting.drain(..);
+        let count = count.min(witness.waiting.len());
+        let waiting = witness.waiting.drain(..count);
         witness.record.extend(waiting);
     }
 
@@ -265,15 +267,16 @@ impl Ledger {
         Ok(witness.durable.last())
     }
 
-    /// The log was purged.
-    pub(crate) fn on_purged(&mut self, id: NodeId, upto: EntryId) -> Result<(), Broken> {
+    /// The log was purged. True if it starts later than before.
+    pub(crate) fn on_purged(&mut self, id: NodeId, upto: EntryId) -> Result<bool, Broken> {
         if self.committed.get(position(upto.index).unwrap_or(usize::MAX)) != Some(&upto.term) {
             return Err(format!("{id} purges up to {upto}, which is not committed"));
         }
         let witness = self.witness_mut(id);
+        let is_later = witness.durable.start().index < upto.index;
         witness.view.purge(upto);
         witness.durable.purge(upto);
-        Ok(())
+        Ok(is_later)
     }
 
     /// The process is gone, and with it all that was not written.
@@ -356,6 +359,9 @@ impl Ledger {
     /// A message leaves a node. Whatever it claims must be durable (thesis §3.8).
     pub(crate) fn on_send(&self, id: NodeId, envelope: &Envelope) -> Result<(), Broken> {
         let (term, witness) = (envelope.message.term, self.witness(id));
+        if witness.life.is_stopped {
+            return Err(format!("{id} speaks after its log has failed (pitfall D4)"));
+        }
         if witness.hard_state.term < term {
             let durable = witness.hard_state.term;
             return Err(format!("{id} speaks in term {term}, but only {durable} is durable"));
@@ -473,6 +479,7 @@ impl Ledger {
             commit: status.commit_index,
             applied: status.applied_index,
             handed: life.handed,
+            is_stopped: status.soft_state.role == Role::Stopped,
         };
         Ok(is_ahead.then_some(status.commit_index))
     }
@@ -526,13 +533,17 @@ impl Ledger {
         }
         let term = view.term_at(upto).unwrap_or_default();
         let top = EntryId { index: upto, term };
-        if status.soft_state.role != Role::Leader {
+        // It may have committed first and then, before anyone looked, have stepped down.
+        let leads = match status.soft_state.role {
+            Role::Leader => Some(status.soft_state.term),
+            _ => self.witness(id).life.leads,
+        };
+        let Some(leads) = leads else {
             return Err(format!("{id} does not lead, and is the first to commit {top}"));
-        }
-        if term != status.soft_state.term {
+        };
+        if term != leads {
             return Err(format!(
-                "{id} leads term {} and commits {top} of another term by counting (§5.4.2)",
-                status.soft_state.term
+                "{id} leads term {leads} and commits {top} of another term by counting (§5.4.2)"
             ));
         }
         let holders = self.witnesses.iter().filter(|witness| witness.durable.holds(top)).count();

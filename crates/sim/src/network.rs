@@ -125,10 +125,7 @@ impl Network {
             return Arrivals::None;
         }
         let first = self.arrival(now, from, to, is_reply(message), count * 2);
-        // A connection does not repeat a request to propose, and the core counts on it: what
-        // arrives twice is proposed twice.
-        let may_repeat = !self.settings.is_ordered;
-        if may_repeat && dice.chance(self.settings.duplicates, Stream::Duplicate, key, count) {
+        if dice.chance(self.settings.duplicates, Stream::Duplicate, key, count) {
             let second = self.arrival(now, from, to, is_reply(message), count * 2 + 1);
             return Arrivals::Twice(first, second);
         }

@@ -54,6 +54,8 @@ pub(crate) struct Process {
     /// The write that is on its way to the disk.
     pub(crate) syncing: Option<WriteTicket>,
     pub(crate) purge: Option<EntryId>,
+    /// A write has failed: nothing is written any more.
+    pub(crate) has_failed: bool,
     pub(crate) is_filling: bool,
     /// Entries that wait for the state machine, and which of them answer a request.
     pub(crate) to_apply: VecDeque<(Apply, Vec<(Index, RequestId)>)>,
@@ -134,6 +136,10 @@ pub(crate) struct StoredRead {
 }
 
 impl Happening {
+    pub(crate) fn is_timer(&self) -> bool {
+        matches!(self, Self::Timer { .. })
+    }
+
     /// The life that it is meant for; a message is for whoever lives.
     pub(crate) fn life(&self) -> Option<u64> {
         match self {

@@ -10,7 +10,11 @@ use std::{collections::BTreeSet, time::Duration};
 
 use kontiki_raft::{EntryId, Index, NodeId, Rejection};
 
-use crate::{ledger::Broken, trace::How};
+use crate::{
+    ledger::Broken,
+    linear::{Action, Operation},
+    trace::How,
+};
 
 /// A request of a client.
 #[derive(Clone, Debug)]
@@ -66,6 +70,27 @@ pub enum Outcome {
     Unknown,
     /// The process died before it answered. Nobody knows.
     Gone,
+}
+
+impl Request {
+    /// What the history checker is to know of it. `None` if it had no effect and told nothing.
+    pub(crate) fn operation(&self) -> Option<Operation<u64, u64>> {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let start = nanos(self.asked);
+        let (key, action, end) = match (self.ask, &self.outcome) {
+            (_, Some((_, Outcome::Rejected(_) | Outcome::Superseded)))
+            | (Ask::Write { key: None, .. }, _) => return None,
+            (Ask::Write { key: Some(key), value }, Some((at, Outcome::Applied(_)))) => {
+                (key, Action::Write(Some(value)), Some(nanos(*at)))
+            }
+            (Ask::Write { key: Some(key), value }, _) => (key, Action::Write(Some(value)), None),
+            (Ask::Read { key }, Some((at, Outcome::Read(value)))) => {
+                (key, Action::Read(*value), Some(nanos(*at)))
+            }
+            (Ask::Read { .. }, _) => return None,
+        };
+        Some(Operation { key, action, start, end })
+    }
 }
 
 /// All requests of a world.

@@ -21,6 +21,7 @@ use crate::{
     dice::{Dice, Stream},
     disk::SimDisk,
     ledger::{Broken, Ledger},
+    linear::{self, NotLinearizable},
     machine::{Machine, MachineKind},
     network::{Network, NetworkSettings, nanos},
     node::{Counts, Happening, Node, NodeStatus},
@@ -100,6 +101,8 @@ pub struct World {
     /// The requests behind the committed commands, in the order of the log.
     pub(crate) committed_commands: Vec<u64>,
     pub(crate) actions: Vec<kontiki::Action>,
+    pub(crate) stored_reads: u64,
+    pub(crate) purges: u64,
 }
 
 /// Something that will happen. Ordered by time; at the same time, by chance.
@@ -164,6 +167,8 @@ impl World {
             time_limit: None,
             committed_commands: Vec::new(),
             actions: Vec::new(),
+            stored_reads: 0,
+            purges: 0,
             setup,
         }
     }
@@ -258,6 +263,16 @@ impl World {
     #[must_use]
     pub fn request(&self, number: u64) -> Option<&Request> {
         self.requests.get(number)
+    }
+
+    /// Whether what clients were told of the registers is linearizable.
+    ///
+    /// # Errors
+    ///
+    /// The first register of which it is not.
+    pub fn check_linearizable(&self) -> Result<(), Box<NotLinearizable<u64, u64>>> {
+        let history: Vec<_> = self.requests.all().iter().filter_map(Request::operation).collect();
+        linear::check(&history)
     }
 
     /// All requests, by number.
@@ -488,8 +503,13 @@ impl World {
     pub fn resume(&mut self, id: NodeId) -> Result<(), Failure> {
         let now = self.now();
         let node = &mut self.nodes[place(id)];
-        let Some(held) = node.held.take() else { return Ok(()) };
+        let Some(mut held) = node.held.take() else { return Ok(()) };
         node.resumed = now;
+        node.other_count += 1;
+        // A process that wakes up may look at its timers first or at its inbox.
+        if self.dice.chance(500_000, Stream::Timer, id.get(), node.other_count) {
+            held.sort_by_key(Happening::is_timer);
+        }
         self.note(Note::Fault(Fault::Resume(id)));
         self.happen_at_once(id, held).map_err(|broken| self.failure(broken))
     }

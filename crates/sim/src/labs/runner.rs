@@ -92,6 +92,7 @@ pub fn run_one(scenario: &Scenario, seed: u64) -> Run {
         let mut lab = Lab::new(seed, scenario.nodes)?;
         lab.world.set_recorder(Rc::clone(&recorder));
         let result = (scenario.play)(&mut lab).and_then(|()| lab.final_power_failure());
+        lab.world.digest_disks();
         sent.set(lab.world.total_counts());
         result
     }));
