@@ -14,7 +14,7 @@ use std::{
 };
 
 use kontiki_raft::{Apply, Entry, EntryId, Index, Payload};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{OwnedSemaphorePermit, mpsc::UnboundedSender};
 
 use crate::{Batch, Command, Fault, LogFailure, LogReader, ReadError, RequestId, StateMachine};
 
@@ -22,17 +22,17 @@ use crate::{Batch, Command, Fault, LogFailure, LogReader, ReadError, RequestId, 
 pub(crate) type ReadFn<S> = Box<dyn FnOnce(Result<&S, ReadError>) + Send>;
 
 /// What the apply thread is asked to do. The bound of the protocol on entries that are not
-/// applied yet, and that on open reads, bound the queue as well.
+/// applied yet bounds the queue as well; a read takes its room along.
 pub(crate) enum ApplyJob<S> {
     Apply { what: Apply, waiters: Vec<(Index, RequestId)> },
-    Read(ReadFn<S>),
+    Read { serve: ReadFn<S>, room: OwnedSemaphorePermit },
 }
 
 impl<S> fmt::Debug for ApplyJob<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Apply { what, .. } => f.debug_tuple("Apply").field(what).finish(),
-            Self::Read(_) => f.write_str("Read"),
+            Self::Read { .. } => f.write_str("Read"),
         }
     }
 }
@@ -97,9 +97,10 @@ where
                     Apply::Stored(range) => self.collect_stored(range),
                 }
             }
-            ApplyJob::Read(serve) => {
+            ApplyJob::Read { serve, room } => {
                 self.flush()?;
                 serve(Ok(&self.machine));
+                drop(room);
                 Ok(())
             }
         }

@@ -12,7 +12,7 @@ use std::{
 use kontiki_disk::{Disk, RealDisk};
 use kontiki_log::{IdentityRequest, KnownPeers, LogOptions};
 use kontiki_raft::{Config, Index, Membership, NodeId, Recovered, RestoreError, StoreId};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::{
     Clock, FileLog, Inbox, KnownStores, Local, LogStore, MonotonicClock, NodeIdentity, OpenedLog,
@@ -176,6 +176,7 @@ impl<S: StateMachine> Builder<S> {
         };
         let room =
             Arc::new(Room { bytes: AtomicUsize::new(0), bytes_max: config.uncommitted_bytes_max });
+        let read_room = Arc::new(Semaphore::new(config.pending_reads_max));
         let identity =
             NodeIdentity { id: identity.node, cluster: identity.cluster, store: identity.store };
         let (inbox, outlet) = Inbox::new();
@@ -212,6 +213,7 @@ impl<S: StateMachine> Builder<S> {
             sources,
             times,
             room: Arc::clone(&room),
+            read_room,
             soft_state,
             phase,
         });

@@ -63,7 +63,7 @@ pub enum Fault {
         ours: StoreId,
     },
     /// A part of the node has panicked. Its message was printed by the panic.
-    #[error("the {part} of this node has panicked")]
+    #[error("a part of this node has panicked: {part}")]
     Panicked {
         /// Which part.
         part: &'static str,

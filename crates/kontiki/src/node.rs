@@ -17,8 +17,8 @@ use std::{
     time::Duration,
 };
 
-use kontiki_raft::{Bytes, Index, Role, SoftState, Timestamp};
-use tokio::sync::{mpsc, oneshot, watch};
+use kontiki_raft::{Bytes, Index, Rejection, Role, SoftState, Timestamp};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     Action, Answer, Applied, BoxFuture, Clock, Event, Fault, Inbox, Links, NodeIdentity,
@@ -103,6 +103,8 @@ pub(crate) struct Node<S: StateMachine> {
     next_request: u64,
     times: Times,
     room: Arc<Room>,
+    /// For the reads that wait for the state machine.
+    read_room: Arc<Semaphore>,
     soft_state: watch::Sender<SoftState>,
     phase: watch::Sender<Phase>,
     /// What the next turn has to do and did not come from outside.
@@ -138,6 +140,7 @@ pub(crate) struct NodeParts<S: StateMachine> {
     pub(crate) sources: Sources<S>,
     pub(crate) times: Times,
     pub(crate) room: Arc<Room>,
+    pub(crate) read_room: Arc<Semaphore>,
     pub(crate) soft_state: watch::Sender<SoftState>,
     pub(crate) phase: watch::Sender<Phase>,
 }
@@ -161,6 +164,7 @@ impl<S: StateMachine> Node<S> {
             next_request: 0,
             times,
             room: parts.room,
+            read_room: parts.read_room,
             soft_state: parts.soft_state,
             phase: parts.phase,
             again: Vec::new(),
@@ -312,7 +316,7 @@ impl<S: StateMachine> Node<S> {
                 let id = self.enter(Waiter::ReadBarrier(reply));
                 self.replica.handle(now, Event::Read { id, deadline });
             }
-            Request::ReadStale(serve) => self.submit_apply(ApplyJob::Read(serve)),
+            Request::ReadStale(serve) => self.submit_read(serve),
             Request::Status(reply) => {
                 // Whoever asked may have gone.
                 drop(reply.send(self.status()));
@@ -379,7 +383,7 @@ impl<S: StateMachine> Node<S> {
         let Some(waiter) = self.waiters.remove(&id) else { return };
         match (waiter, answer) {
             (Waiter::Read(serve), Answer::ReadReady { .. }) => {
-                self.submit_apply(ApplyJob::Read(serve));
+                self.submit_read(serve);
             }
             (Waiter::ReadBarrier(reply), Answer::ReadReady { index }) => {
                 drop(reply.send(Ok(index)));
@@ -397,6 +401,14 @@ impl<S: StateMachine> Node<S> {
             (Waiter::Read(_) | Waiter::ReadBarrier(_), answer) => {
                 unreachable!("a read was answered as a proposal: {answer:?}")
             }
+        }
+    }
+
+    /// Has a read run by the state machine, if not too many wait for it already.
+    fn submit_read(&self, serve: ReadFn<S>) {
+        match Arc::clone(&self.read_room).try_acquire_owned() {
+            Ok(room) => self.submit_apply(ApplyJob::Read { serve, room }),
+            Err(_) => serve(Err(ReadError::Rejected(Rejection::Busy))),
         }
     }
 

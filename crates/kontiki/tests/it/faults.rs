@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use kontiki::{
@@ -216,6 +217,34 @@ async fn a_full_inbox_answers_busy_at_once() {
     node.propose("and on").await.unwrap();
 }
 
+/// Pitfall D14.
+#[tokio::test]
+async fn reads_that_wait_for_the_state_machine_are_bounded() {
+    let cluster = Cluster::new(1);
+    let tune = |config: &mut kontiki::Config| config.pending_reads_max = 2;
+    let node = cluster.builder(1).tune(tune).start().await.unwrap();
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let (entered, in_machine) = tokio::sync::oneshot::channel();
+    let slow = node.clone();
+    let slow = tokio::spawn(async move {
+        let read = move |_: &List| {
+            entered.send(()).unwrap();
+            blocked.recv().unwrap();
+        };
+        slow.read_stale(read).await
+    });
+    in_machine.await.unwrap();
+    eventually("there is no room", || async {
+        // One that is given up takes its room until its turn comes.
+        let read = tokio::time::timeout(Duration::from_millis(10), node.read_stale(|_| ())).await;
+        matches!(read, Ok(Err(ReadError::Rejected(Rejection::Busy)))).then_some(())
+    })
+    .await;
+    release.send(()).unwrap();
+    slow.await.unwrap().unwrap();
+    eventually("there is room again", || async { node.read_stale(|_| ()).await.ok() }).await;
+}
+
 #[tokio::test]
 async fn a_command_that_is_too_large_is_refused() {
     let cluster = Cluster::new(1);
@@ -252,7 +281,7 @@ async fn a_state_machine_that_fails_stops_the_node() {
     for (command, expected) in [
         ("error", "the state machine failed to apply the log up to"),
         ("silence", "the state machine gave 0 responses to 1 commands"),
-        ("panic", "the apply of this node has panicked"),
+        ("panic", "has panicked: apply"),
     ] {
         let cluster = Cluster::new(1);
         let node = Raft::builder(1, Faulty)

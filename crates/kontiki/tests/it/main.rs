@@ -9,4 +9,5 @@ mod examples;
 mod faults;
 mod lifecycle;
 mod replica;
+mod swapped;
 mod world;
