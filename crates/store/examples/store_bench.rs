@@ -36,12 +36,13 @@ fn main() {
 
 fn run(keys: u64, value_bytes: usize, dir: &Path) {
     println!("{keys} keys of 24 bytes, values of {value_bytes} bytes, in {}", dir.display());
-    let options = || StoreOptions { value_cache_bytes: 512 << 20, ..StoreOptions::default() };
-    let store = Store::open(dir, options()).unwrap();
+    let store = open(dir, 0);
     let mut load = Load { keys, value_bytes, index: 0, seed: 1 };
 
     load.put_all(&store, "load");
     println!("memory after load           {} MB", resident_megabytes());
+    close(store);
+    let store = open(dir, keys);
     load.put_all(&store, "overwrite");
     gets(&store, keys, 1);
     gets(&store, keys, 2);
@@ -64,18 +65,28 @@ fn run(keys: u64, value_bytes: usize, dir: &Path) {
     load.put_all(&store, "overwrite again");
     println!("memory                      {} MB", resident_megabytes());
 
-    let before = Instant::now();
-    store.close().unwrap();
-    println!("close                       {:?}", before.elapsed());
-    let (before, cpu_before) = (Instant::now(), cpu());
-    let store = Store::open(dir, options()).unwrap();
-    let cpu_used = cpu() - cpu_before;
-    println!("open, {} events        {:?}, CPU {cpu_used:.2} s", 2 * keys, before.elapsed());
+    close(store);
+    let store = open(dir, 2 * keys);
     ranges(&store, keys, 0, "range of 1,000 keys");
     let before = Instant::now();
     let hash = store.hash_kv(0).unwrap();
     println!("hash of everything          {:?}, {:08x}", before.elapsed(), hash.hash);
     println!("CPU of everything           {:.1} s", cpu());
+}
+
+fn open(dir: &Path, events: u64) -> Store {
+    let (before, cpu_before) = (Instant::now(), cpu());
+    let options = StoreOptions { value_cache_bytes: 512 << 20, ..StoreOptions::default() };
+    let store = Store::open(dir, options).unwrap();
+    let cpu_used = cpu() - cpu_before;
+    println!("open, {events:<9} events     {:?}, CPU {cpu_used:.2} s", before.elapsed());
+    store
+}
+
+fn close(store: Store) {
+    let before = Instant::now();
+    store.close().unwrap();
+    println!("close                       {:?}", before.elapsed());
 }
 
 struct Load {
