@@ -14,6 +14,7 @@ use kontiki_raft::{
 
 use crate::{
     dice::Stream,
+    disk::SimDisk,
     machine::{Machine, MachineKind},
     network::{Arrivals, nanos},
     node::{Clock, Happening, Node, Process, StoredRead},
@@ -53,17 +54,8 @@ impl World {
 
     pub(crate) fn start_process(&mut self, id: NodeId) -> Checked {
         let count = self.count(id);
-        let voters = self.node_ids().map(|id| (id, id.to_string()));
-        let identity = IdentityRequest {
-            cluster: 0x6b6f_6e74_696b_6921,
-            node: id,
-            genesis: Membership::of_voters(voters),
-            new_store: StoreId(self.dice.roll(Stream::Process, id.get(), count)),
-        };
         let disk = Arc::clone(&self.node(id).disk);
-        let (log, opened) = Log::open(disk, &data_dir(id), &identity, self.setup.log.clone())
-            .map_err(|error| format!("the log of {id} does not open: {error}"))?;
-        let mut recovered = opened.recovered;
+        let (log, mut recovered) = self.open_log(id, disk, count)?;
         let machine = match self.setup.machine {
             MachineKind::Memory => Machine::default(),
             MachineKind::Durable => self.node(id).saved.clone(),
@@ -98,6 +90,37 @@ impl World {
             timer: None,
         });
         self.finish(id)
+    }
+
+    fn open_log(
+        &self,
+        id: NodeId,
+        disk: Arc<SimDisk>,
+        count: u64,
+    ) -> Checked<(Log, kontiki_raft::Recovered)> {
+        let voters = self.node_ids().map(|id| (id, id.to_string()));
+        let identity = IdentityRequest {
+            cluster: 0x6b6f_6e74_696b_6921,
+            node: id,
+            genesis: Membership::of_voters(voters),
+            new_store: StoreId(self.dice.roll(Stream::Process, id.get(), count)),
+        };
+        let (log, opened) = Log::open(disk, &data_dir(id), &identity, self.setup.log.clone())
+            .map_err(|error| format!("the log of {id} does not open: {error}"))?;
+        Ok((log, opened.recovered))
+    }
+
+    /// Looks at what would be left if all lost their power now. Copies of the disks are crashed;
+    /// the world does not notice.
+    pub(crate) fn audit(&mut self) -> Checked {
+        let mut found = Vec::new();
+        for id in self.node_ids() {
+            let count = self.count(id);
+            let disk = self.node(id).disk.fork();
+            disk.crash(self.dice.roll(Stream::Crash, id.get(), count));
+            found.push(self.open_log(id, Arc::new(disk), count)?.1);
+        }
+        self.ledger.audit(&found)
     }
 
     fn new_clock(&self, id: NodeId, count: u64) -> Clock {

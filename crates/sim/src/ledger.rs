@@ -69,7 +69,7 @@ struct Known {
 }
 
 /// What the checker knows of one node, over all its lives.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Witness {
     id: NodeId,
     /// Handed out to be written.
@@ -286,41 +286,30 @@ impl Ledger {
         witness.life = Life::default();
     }
 
-    /// A new process has opened the log: it must hold exactly what the disk had acknowledged,
-    /// or that and the one whole record that was on its way.
+    /// A new process has opened the log.
     pub(crate) fn on_restart(&mut self, id: NodeId, recovered: &Recovered) -> Result<(), Broken> {
-        let witness = self.witness_mut(id);
-        let found = LogView::of(recovered);
-        let mut is_whole = true;
-        if !is_same(&found, recovered.hard_state, &witness.durable, witness.hard_state) {
-            let before = (witness.durable.last(), witness.hard_state);
-            for pending in std::mem::take(&mut witness.record) {
-                witness.acknowledge(&pending)?;
-            }
-            is_whole = false;
-            if !is_same(&found, recovered.hard_state, &witness.durable, witness.hard_state) {
-                return Err(format!(
-                    "the disk of {id} had acknowledged {} with {:?}, and holds {} with {:?}",
-                    before.0,
-                    before.1,
-                    found.last(),
-                    recovered.hard_state
-                ));
-            }
-        }
-        let is_torn = is_whole && !witness.record.is_empty();
-        witness.record.clear();
-        witness.durable = found.clone();
-        witness.view = found;
-        witness.hard_state = recovered.hard_state;
-        witness.newest = recovered.hard_state;
-        witness.life = Life {
-            term: recovered.hard_state.term,
-            applied: recovered.applied,
-            handed: recovered.applied,
-            ..Life::default()
-        };
+        let is_torn = self.witness_mut(id).restart(recovered)?;
         self.torn_records += u64::from(is_torn);
+        Ok(())
+    }
+
+    /// If all of these disks lost their power now and came back with this, nothing that was
+    /// acknowledged may be missing, and what is committed must still be on a quorum.
+    pub(crate) fn audit(&self, recovered: &[Recovered]) -> Result<(), Broken> {
+        let mut holders = 0;
+        for (witness, recovered) in self.witnesses.iter().zip(recovered) {
+            witness.clone().restart(recovered)?;
+            let log = LogView::of(recovered);
+            let index = self.committed_index();
+            let is_purged = index < log.start().index;
+            let is_held =
+                self.committed.last().is_none_or(|&term| log.term_at(index) == Some(term));
+            holders += usize::from(is_purged || is_held);
+        }
+        if holders * 2 <= self.witnesses.len() {
+            let index = self.committed_index();
+            return Err(format!("{index} is committed, and only {holders} disks hold it"));
+        }
         Ok(())
     }
 
@@ -584,6 +573,41 @@ impl Witness {
             }
         }
         Ok(())
+    }
+
+    /// A log was opened: it must hold exactly what the disk had acknowledged, or that and the
+    /// one whole record that was on its way. True if that record was there and is gone.
+    fn restart(&mut self, recovered: &Recovered) -> Result<bool, Broken> {
+        let (found, state) = (LogView::of(recovered), recovered.hard_state);
+        let mut is_torn = !self.record.is_empty();
+        if !is_same(&found, state, &self.durable, self.hard_state) {
+            is_torn = false;
+            let before = (self.durable.last(), self.hard_state);
+            for pending in std::mem::take(&mut self.record) {
+                self.acknowledge(&pending)?;
+            }
+            if !is_same(&found, state, &self.durable, self.hard_state) {
+                return Err(format!(
+                    "the disk of {} had acknowledged {} with {:?}, and holds {} with {state:?}",
+                    self.id,
+                    before.0,
+                    before.1,
+                    found.last(),
+                ));
+            }
+        }
+        self.record.clear();
+        self.durable = found.clone();
+        self.view = found;
+        self.hard_state = state;
+        self.newest = state;
+        self.life = Life {
+            term: state.term,
+            applied: recovered.applied,
+            handed: recovered.applied,
+            ..Life::default()
+        };
+        Ok(is_torn)
     }
 
     fn assert_voted(&self, term: Term, candidate: NodeId) -> Result<(), Broken> {

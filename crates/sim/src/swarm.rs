@@ -108,6 +108,9 @@ pub fn run_with_digest(seed: u64) -> Result<(Seen, u64), Failure> {
         let pause = Duration::from_micros(swarm.draws.log_uniform(1_000..=swarm.calm));
         swarm.run_for(pause)?;
         swarm.one_fault()?;
+        if swarm.draws.percent(5) {
+            swarm.world.audit_disks()?;
+        }
     }
     swarm.end_faults()?;
     swarm.check_liveness()?;
@@ -230,7 +233,10 @@ impl Swarm {
         if now < client.wake {
             return Ok(());
         }
-        let id = NodeId(client.draws.within(1..=nodes));
+        let any = NodeId(client.draws.within(1..=nodes));
+        let asks_leader = client.draws.percent(30);
+        let id = self.leader().filter(|_| asks_leader).unwrap_or(any);
+        let client = &mut self.clients[at];
         if !self.world.is_up(id) {
             // The connection is refused.
             client.wake = now + Duration::from_millis(20);

@@ -583,6 +583,16 @@ impl World {
         self.happen(id, Happening::Event { life, event }).map_err(|broken| self.failure(broken))
     }
 
+    /// Looks at what would be left if all nodes lost their power now: copies of their disks are
+    /// crashed and opened, and must hold what was acknowledged and what is committed.
+    ///
+    /// # Errors
+    ///
+    /// When they do not.
+    pub fn audit_disks(&mut self) -> Result<(), Failure> {
+        self.audit().map_err(|broken| self.failure(broken))
+    }
+
     /// Digests the bytes of all disks into the trace.
     pub fn digest_disks(&mut self) {
         let mut recorder = self.recorder.borrow_mut();
