@@ -16,6 +16,9 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Following {
     pub(crate) leader: Option<NodeId>,
+    /// The connection to the leader broke and it has not been heard of since. What would be
+    /// passed on to it now would be lost, and its outcome unknown.
+    pub(crate) is_leader_unreachable: bool,
     session: Session,
     /// The newest round seen in this session.
     round: Round,
@@ -50,6 +53,7 @@ impl RaftCore {
         }
         self.pledge_loyalty(self.now);
         let State::Follower(following) = &mut self.state else { return };
+        following.is_leader_unreachable = false;
         if append.session < following.session {
             return; // sent before the leader started anew with us
         }

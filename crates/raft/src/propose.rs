@@ -89,7 +89,7 @@ impl RaftCore {
     /// Deviation: §8 redirects clients to the leader. Here any node takes a command, passes it
     /// on, and reports where the leader put it.
     pub(crate) fn on_propose(&mut self, proposals: Vec<Proposal>) {
-        let leader = self.leader();
+        let leader = self.reachable_leader();
         for proposal in proposals {
             let id = proposal.id;
             let outcome = match leader {
@@ -115,6 +115,19 @@ impl RaftCore {
             State::Leader(_) => Some(self.config.id),
             State::Follower(following) => following.leader,
             State::PreCandidate(_) | State::Candidate(_) | State::Stopped => None,
+        }
+    }
+
+    /// The leader, if what is passed on to it has a chance to arrive. While it has none, a
+    /// refusal is worth more to a client than an outcome that nobody knows.
+    pub(crate) fn reachable_leader(&self) -> Option<NodeId> {
+        match &self.state {
+            State::Follower(following) if following.is_leader_unreachable => None,
+            State::Leader(_)
+            | State::Follower(_)
+            | State::PreCandidate(_)
+            | State::Candidate(_)
+            | State::Stopped => self.leader(),
         }
     }
 
@@ -183,7 +196,7 @@ impl RaftCore {
 
     /// Sends proposals and reads on to the leader, all that wait in one message each.
     pub(crate) fn flush_forwarded(&mut self) {
-        let Some(leader) = self.leader() else { return };
+        let Some(leader) = self.reachable_leader() else { return };
         if !self.forwarded.unsent.is_empty() {
             let proposals = std::mem::take(&mut self.forwarded.unsent);
             self.send(leader, Body::Propose(proposals));

@@ -98,7 +98,7 @@ impl RaftCore {
                 }
                 Rejection::Busy
             }
-            State::Follower(following) if following.leader.is_some() => {
+            State::Follower(_) if self.reachable_leader().is_some() => {
                 if waiting < self.config.pending_reads_max {
                     self.forwarded_reads.collecting.push(id);
                     return;

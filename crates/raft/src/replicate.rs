@@ -234,7 +234,10 @@ impl RaftCore {
                     progress.on_unreachable(round);
                 }
             }
-            State::Follower(following) if following.leader == Some(id) => self.hurry_election(),
+            State::Follower(following) if following.leader == Some(id) => {
+                following.is_leader_unreachable = true;
+                self.hurry_election();
+            }
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) | State::Stopped => {}
         }
     }
