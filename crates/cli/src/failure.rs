@@ -31,6 +31,10 @@ impl Failure {
         Self { message: None, code: 1 }
     }
 
+    pub(crate) const fn is_usage(&self) -> bool {
+        self.code == 2
+    }
+
     pub(crate) const fn code(&self) -> u8 {
         self.code
     }

@@ -128,8 +128,8 @@ pub(crate) async fn run(args: BenchArgs) -> Result<String, Failure> {
     if args.clients == 0 || args.conns == 0 || args.keys == 0 {
         return Err(Failure::usage("--clients, --conns and --keys must not be 0"));
     }
-    let connections = connect(&args).await?;
     let workload = Rc::new(Workload::new(&args)?);
+    let connections = connect(&args).await?;
     if args.work != Work::Put {
         load(&args, &workload, &connections).await?;
     }

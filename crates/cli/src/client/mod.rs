@@ -116,6 +116,7 @@ impl ClientArgs {
         for endpoint in &self.endpoints {
             match connect(endpoint, self.dial_timeout).await {
                 Ok(client) => return Ok(client),
+                Err(failure) if failure.is_usage() => return Err(failure),
                 Err(failure) => reasons.push(failure.to_string()),
             }
         }

@@ -1,0 +1,182 @@
+//! `kontiki dev`.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use crate::servers::{KONTIKI, alone, directory, end_of, free_ports, kontiki, run, signal, until};
+
+/// A development cluster; it goes with its lifeline when the test ends.
+struct Dev {
+    child: Child,
+    output: PathBuf,
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- what dev printed\n{}", self.printed());
+        }
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Dev {
+    fn start(output: &Path, args: &[&str]) -> Self {
+        let file = File::create(output).unwrap();
+        let child = Command::new(KONTIKI)
+            .arg("dev")
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        Self { child, output: output.to_path_buf() }
+    }
+
+    fn printed(&self) -> String {
+        fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    async fn until_printed(&self, text: &str) {
+        until(text, async || self.printed().contains(text).then_some(())).await;
+    }
+
+    /// The process IDs of all servers, in order of their names.
+    async fn pids(&self, count: usize) -> Vec<i32> {
+        until("all servers have told their pids", async || {
+            let printed = self.printed();
+            let pids: Vec<i32> = (1..=count)
+                .filter_map(|number| {
+                    let name = format!("n{number} ");
+                    let line = printed
+                        .lines()
+                        .find(|line| line.starts_with(&name) && line.contains(" pid "))?;
+                    line.rsplit(' ').next()?.parse().ok()
+                })
+                .collect();
+            (pids.len() == count).then_some(pids)
+        })
+        .await
+    }
+}
+
+fn is_alive(pid: i32) -> bool {
+    test_kill_process(Pid::from_raw(pid).unwrap()).is_ok()
+}
+
+/// Ports for `count` servers in a row as dev lays them out, free at this moment.
+fn free_base_port(count: u16) -> u16 {
+    loop {
+        let base = free_ports(1)[0];
+        let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if (0..count).all(|index| is_free(base + 10 * index) && is_free(base + 10 * index + 1)) {
+            return base;
+        }
+    }
+}
+
+#[test]
+fn dev_serves_survives_its_leaders_death_and_goes_on_with_its_data() {
+    let _alone = alone();
+    run(async {
+        let dir = directory();
+        let data_dir = dir.path().join("data");
+        let base = free_base_port(3);
+        let base_port = base.to_string();
+        let args = ["--data-dir", data_dir.to_str().unwrap(), "--base-port", &base_port];
+        let endpoint = |index: u16| format!("127.0.0.1:{}", base + 10 * index);
+        let all = format!("{},{},{}", endpoint(0), endpoint(1), endpoint(2));
+
+        let mut dev = Dev::start(&dir.path().join("first"), &args);
+        dev.until_printed("ready;").await;
+        let pids = dev.pids(3).await;
+        let put = kontiki(&["put", "hello", "world", "--endpoints", &endpoint(0)]);
+        assert!(put.status.success(), "{put:?}");
+        let get = kontiki(&["get", "hello", "--endpoints", &endpoint(1)]);
+        assert_eq!(get.stdout, b"hello\nworld\n");
+
+        // The leader that the printed line names.
+        let printed = dev.printed();
+        let line = printed.lines().find(|line| line.contains("kill -9")).unwrap();
+        let pid: i32 = line.split_whitespace().nth(2).unwrap().parse().unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        let killed = Instant::now();
+        until("a write after the leader's death", async || {
+            let put =
+                kontiki(&["put", "a", "b", "--endpoints", &all, "--command-timeout", "500ms"]);
+            put.status.success().then_some(())
+        })
+        .await;
+        assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
+        dev.until_printed("was killed by signal 9; to start it again:").await;
+        // Nothing is started again by itself.
+        assert!(!is_alive(pid));
+
+        signal(&dev.child, Signal::TERM);
+        let status = end_of(&mut dev.child, "dev stops").await;
+        assert_eq!(status.code(), Some(0), "{}", dev.printed());
+        assert!(pids.iter().all(|&pid| !is_alive(pid)));
+
+        let mut again = Dev::start(&dir.path().join("second"), &args);
+        again.until_printed("ready;").await;
+        let get = kontiki(&["get", "hello", "--endpoints", &endpoint(2)]);
+        assert_eq!(get.stdout, b"hello\nworld\n");
+        signal(&again.child, Signal::INT);
+        assert_eq!(end_of(&mut again.child, "dev stops").await.code(), Some(0));
+    });
+}
+
+#[test]
+fn servers_do_not_outlive_a_dev_that_is_killed() {
+    let _alone = alone();
+    run(async {
+        let dir = directory();
+        let base_port = free_base_port(3).to_string();
+        let args = ["--ephemeral", "--base-port", &base_port];
+        let mut dev = Dev::start(&dir.path().join("output"), &args);
+        let pids = dev.pids(3).await;
+        dev.child.kill().unwrap();
+        until("all servers are gone", async || {
+            pids.iter().all(|&pid| !is_alive(pid)).then_some(())
+        })
+        .await;
+    });
+}
+
+#[test]
+fn dev_names_a_port_that_is_taken_before_it_starts_anything() {
+    let base = free_base_port(3);
+    let _taken = TcpListener::bind(("127.0.0.1", base + 11)).unwrap();
+    let dir = directory();
+    let data_dir = dir.path().join("data");
+    let output = kontiki(&[
+        "dev",
+        "--base-port",
+        &base.to_string(),
+        "--data-dir",
+        data_dir.to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains(&format!("port {} is needed by n2", base + 11)), "{told}");
+    assert!(!data_dir.exists());
+}
+
+#[test]
+fn dev_does_not_mix_two_clusters() {
+    let dir = directory();
+    fs::write(dir.path().join("dev.json"), r#"{"nodes":5,"base_port":4000}"#).unwrap();
+    let output = kontiki(&["dev", "--data-dir", dir.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("--nodes 5 --base-port 4000"), "{told}");
+}

@@ -1,0 +1,76 @@
+//! A wrong command line is refused in words that say what is wrong, with exit code 2.
+
+use std::process::{Command, Stdio};
+
+use crate::servers::KONTIKI;
+
+/// Runs a command that must be refused; returns what it says.
+fn refused(args: &[&str], environment: &[(&str, &str)]) -> String {
+    let output = Command::new(KONTIKI)
+        .args(args)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {told}");
+    assert_eq!(output.stdout, b"", "{args:?}");
+    told
+}
+
+#[test]
+fn a_wrong_flag_is_named_with_the_reason() {
+    for (args, told) in [
+        (&["serve", "--bogus"][..], "--bogus"),
+        (&["serve", "-bogus=1"], "--bogus"),
+        (&["serve", "--heartbeat-interval", "soon"], "--heartbeat-interval"),
+        (&["serve", "-election-timeout=300"], "--election-timeout: 300 ms is less than five"),
+        (&["serve", "--name", "a", "--initial-cluster", "b=http://h:1"], "--initial-cluster"),
+        (&["serve", "--listen-client-urls", "localhost:1"], "--listen-client-urls"),
+        (&["serve", "--listen-peer-urls", "https://h:1"], "TLS"),
+        (&["serve", "--log-level", "loud"], "--log-level"),
+        (&["serve", "--threads", "0"], "--threads"),
+        (&["dev", "--nodes", "9"], "--nodes"),
+        (&["dev", "--ephemeral", "--data-dir", "x"], "--ephemeral"),
+        (&["get"], "<KEY>"),
+        (&["get", "a", "--prefix", "--from-key"], "--from-key"),
+        (&["put", "a"], "put needs a value"),
+        (&["compact", "x"], "<REVISION>"),
+        (&["get", "a", "--endpoints", "https://h:1"], "`https` is not supported"),
+        (&["bench", "put", "--key-size", "1"], "--key-size 1"),
+        (&["bench", "put", "--clients", "0"], "--clients"),
+        (&["labs", "no_such_lab"], "there is no scenario no_such_lab"),
+        (&["unknown"], "unknown"),
+    ] {
+        let text = refused(args, &[]);
+        assert!(text.contains(told), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn a_flag_wins_over_our_variable_and_that_over_etcds() {
+    let ours = ("KONTIKI_ELECTION_TIMEOUT", "200");
+    let etcds = ("ETCD_ELECTION_TIMEOUT", "100");
+    let told = refused(&["serve"], &[etcds]);
+    assert!(told.contains("--election-timeout: 100 ms"), "{told}");
+    let told = refused(&["serve"], &[etcds, ours]);
+    assert!(told.contains("--election-timeout: 200 ms"), "{told}");
+    let told = refused(&["serve", "-election-timeout", "300"], &[etcds, ours]);
+    assert!(told.contains("--election-timeout: 300 ms"), "{told}");
+    let told = refused(&["serve"], &[("ETCD_MAX_TXN_OPS", "many")]);
+    assert!(told.contains("--max-txn-ops") && told.contains("ETCD_MAX_TXN_OPS"), "{told}");
+}
+
+#[test]
+fn help_and_version_are_there() {
+    for command in ["dev", "serve", "put", "get", "del", "txn", "compact", "status", "members"] {
+        let output = Command::new(KONTIKI).args([command, "--help"]).output().unwrap();
+        assert!(output.status.success());
+        assert!(String::from_utf8(output.stdout).unwrap().contains("Usage: kontiki "));
+    }
+    let output = Command::new(KONTIKI).arg("--help").output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("kontiki dev "));
+    let output = Command::new(KONTIKI).arg("--version").output().unwrap();
+    let version = format!("kontiki {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), version);
+}

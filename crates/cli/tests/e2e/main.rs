@@ -1,0 +1,13 @@
+//! The whole of it from outside: real `kontiki` processes on loopback, data on disk, and an
+//! unchanged etcd client.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it is surprised")]
+#![expect(clippy::print_stderr, reason = "what the servers logged belongs to a failure")]
+
+mod chaos;
+mod cluster;
+mod commands;
+mod dev;
+mod flags;
+mod load;
+mod servers;
