@@ -53,6 +53,10 @@ pub(crate) trait EventStore: fmt::Debug + Send + Sync {
     /// the next write. Returns how many of `dead` are done with, at least one.
     fn remove(&self, dead: &[Revision], blocks_max: usize) -> Result<Removed, Fatal>;
 
+    /// The length of all records that were written and not removed. Kept beside them, so that
+    /// a lost page is noticed.
+    fn record_bytes(&self) -> Result<u64, Fatal>;
+
     /// Bytes taken on disk.
     fn size_bytes(&self) -> Result<u64, Fatal>;
 }
@@ -186,6 +190,10 @@ impl EventStore for MemoryEvents {
 
     fn remove(&self, dead: &[Revision], blocks_max: usize) -> Result<Removed, Fatal> {
         remove_events(&mut *self.blocks.lock(), dead, blocks_max)
+    }
+
+    fn record_bytes(&self) -> Result<u64, Fatal> {
+        self.size_bytes()
     }
 
     fn size_bytes(&self) -> Result<u64, Fatal> {

@@ -45,6 +45,11 @@ pub(crate) fn recover(
         return Err(Fatal::Corrupt { revision: collector.last.main, what });
     }
 
+    if collector.bytes != events.record_bytes()? {
+        let what = "events before this one are missing";
+        return Err(Fatal::Corrupt { revision: checkpoint.revision, what });
+    }
+
     let mut versions = collector.versions;
     versions.sort_unstable_by(|(a_key, a, _), (b_key, b, _)| {
         a_key.cmp(b_key).then_with(|| a.at.cmp(&b.at))
@@ -83,5 +88,54 @@ impl Collector {
             self.versions.push((event.key.into(), event.version, value));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        events::MemoryEvents,
+        record::{Block, Event},
+    };
+
+    fn event(main: i64) -> Block {
+        let at = Revision { main, sub: 0 };
+        let version = Version { at, create_revision: main, version: 1, lease: 0 };
+        let mut bytes = Vec::new();
+        Event { version, key: b"k", value: b"v" }.encode(&mut bytes);
+        Block { first: at, bytes }
+    }
+
+    /// What opening says of these blocks, under a checkpoint of revision 9.
+    fn open(blocks: Vec<Block>) -> Result<i64, Fatal> {
+        let events = MemoryEvents::default();
+        let blocks: Vec<Arc<Block>> = blocks.into_iter().map(Arc::new).collect();
+        let checkpoint = Checkpoint { revision: 9, ..Checkpoint::default() };
+        events.write(&blocks, &checkpoint).unwrap();
+        let options = StoreOptions { background: false, ..StoreOptions::default() };
+        let (shared, _) = recover(Box::new(events), checkpoint, options)?;
+        let state = shared.state.read();
+        Ok(state.index.get(b"k").and_then(|entry| entry.live()).map_or(0, |key| key.at.main))
+    }
+
+    #[test]
+    fn the_newest_event_is_the_newest_version() {
+        assert_eq!(open(vec![event(3), event(5)]).unwrap(), 5);
+    }
+
+    #[test]
+    fn an_event_out_of_order_is_damage() {
+        let mut early = event(7);
+        early.first = Revision { main: 2, sub: 0 }; // a block under another's name
+        assert!(matches!(open(vec![early, event(5)]), Err(Fatal::Corrupt { revision: 5, .. })));
+        assert!(open(vec![event(5), event(5)]).is_ok(), "one name, one block");
+    }
+
+    #[test]
+    fn an_event_after_the_checkpoint_is_damage() {
+        assert!(matches!(open(vec![event(10)]), Err(Fatal::Corrupt { revision: 10, .. })));
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kontiki_store::{OpenError, RangeRequest, Request, Response, Store, StoreError, StoreOptions};
+use redb::TableDefinition;
 
 use crate::support::{
     self, apply_put, disk::MemoryDisk, generate, model::Model, put, quiet, range, read, rng::Rng,
@@ -143,6 +144,25 @@ fn a_flipped_bit_in_an_event_is_never_served() {
         }
     }
     assert_eq!(in_use, 1);
+}
+
+/// The page of a block is lost with all its events, and what is left looks sound.
+#[test]
+fn lost_events_are_noticed() {
+    const EVENTS: TableDefinition<'_, [u8; 12], &[u8]> = TableDefinition::new("events");
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), quiet()).unwrap();
+    for n in 0..3 {
+        apply_put(&store, &format!("k{n}"), "v");
+        store.flush().unwrap();
+    }
+    store.close().unwrap();
+    let database = redb::Database::open(dir.path().join("events.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    assert!(transaction.open_table(EVENTS).unwrap().pop_first().unwrap().is_some());
+    transaction.commit().unwrap();
+    drop(database);
+    assert!(matches!(Store::open(dir.path(), quiet()), Err(OpenError::Damaged { .. })));
 }
 
 #[test]

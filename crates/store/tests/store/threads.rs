@@ -1,7 +1,7 @@
 //! The store as the server runs it: reads beside applying, flushing and compaction.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use kontiki_store::{
     StoreError, StoreOptions, TxnRequest,
 };
 
-use crate::support::{PATIENCE, bytes, put, range, read};
+use crate::support::{PATIENCE, bytes, delete, put, range, read};
 
 /// A little of everything is in memory, so that reads meet disk, pending and index.
 fn busy() -> StoreOptions {
@@ -103,6 +103,66 @@ fn check_pairs(store: &Store, key: u64, last: i64) -> i64 {
         Err(error) => assert!(matches!(error, StoreError::Compacted), "{error}"),
     }
     response.revision
+}
+
+/// A range in steps whose revision is compacted half-way says so; it does not leave out what
+/// compaction has taken.
+#[test]
+fn a_read_that_compaction_overtakes_starts_again_or_is_refused() {
+    const KEYS: i64 = 20_000;
+    let options = StoreOptions { flush_interval: Duration::ZERO, ..busy() };
+    let store = Store::in_memory(options).unwrap();
+    let request = |revision| RangeRequest { revision, count_only: true, ..range("k", "l") };
+    let is_done = AtomicBool::new(false);
+    let readable = AtomicI64::new(1);
+    let mut index = 0;
+    let mut apply = |request: Request| {
+        index += 1;
+        store.apply(&[(index, 1, request)], (index, 1)).unwrap().remove(0).unwrap()
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                let revision = readable.load(Ordering::Relaxed);
+                match store.range(&request(revision)) {
+                    Ok(response) => assert!([0, KEYS].contains(&response.count), "{response:?}"),
+                    Err(error) => assert!(matches!(error, StoreError::Compacted), "{error}"),
+                }
+            }
+        });
+        for _ in 0..8 {
+            let ops = (0..KEYS).map(|key| RequestOp::Put(put(&format!("k{key:05}"), "v")));
+            apply(Request::Txn(TxnRequest { success: ops.collect(), ..TxnRequest::default() }));
+            readable.store(store.revision(), Ordering::Relaxed);
+            apply(Request::DeleteRange(delete("k", "l")));
+            let revision = store.revision();
+            apply(Request::Compact(CompactRequest { revision, physical: false }));
+            assert!(store.wait_compacted(revision, PATIENCE));
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Events are hashed once, though they move from memory to disk meanwhile.
+#[test]
+fn the_hash_at_a_revision_does_not_depend_on_the_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), busy()).unwrap();
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for index in 1..20_000 {
+                let put = put(&format!("k{}", index % 300), &"v".repeat(200));
+                store.apply(&[(index, 1, Request::Put(put))], (index, 1)).unwrap();
+            }
+            is_done.store(true, Ordering::Relaxed);
+        });
+        while !is_done.load(Ordering::Relaxed) {
+            let first = store.hash_kv(0).unwrap();
+            let second = store.hash_kv(first.hash_revision).unwrap();
+            assert_eq!((first.hash, first.hash_revision), (second.hash, second.hash_revision));
+        }
+    });
 }
 
 #[test]
