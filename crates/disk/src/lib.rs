@@ -7,6 +7,19 @@
 //! acknowledged. The first is cut, the second never.
 //!
 //! This crate knows nothing of what the frames hold. Every byte is in `docs/log-format.md`.
+//!
+//! ```
+//! use kontiki_disk::{DiskError, RealDisk, SmallFile};
+//!
+//! # fn main() -> Result<(), DiskError> {
+//! let dir = tempfile::tempdir().expect("a directory for this example");
+//! let file = SmallFile::new(dir.path().join("name"), *b"AN EXAMP");
+//! assert_eq!(file.read(&RealDisk)?, None);
+//! file.replace(&RealDisk, b"Kon-Tiki")?; // the old content or the new one, never a mixture
+//! assert_eq!(file.read(&RealDisk)?.as_deref(), Some(&b"Kon-Tiki"[..]));
+//! # Ok(())
+//! # }
+//! ```
 
 mod bytes;
 mod disk;

@@ -12,8 +12,9 @@ use crate::{
     frame::{FrameHeader, HeaderAt, frame_version, has_unwritten_sector, unmask},
 };
 
-/// How much is read at a time. Large enough to stream, small enough to stay in the cache.
-const WINDOW_BYTES: usize = 1 << 20;
+/// How much is read at a time. A frame that crosses the end is read again with what follows, so
+/// this is several times what a large group commit takes.
+const WINDOW_BYTES: usize = 4 << 20;
 
 /// How far ahead a frame number is believed when headers are searched for behind a bad place.
 /// No segment holds more frames than this; what claims to be further away is chance.

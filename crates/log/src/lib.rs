@@ -7,6 +7,39 @@
 //! Every byte on disk is described in `docs/log-format.md`. What a record means to Raft is
 //! known here; how bytes are kept and judged is known by `kontiki-disk`; what is to be written
 //! is decided by `kontiki-raft`.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use kontiki_disk::RealDisk;
+//! use kontiki_log::{IdentityRequest, Log, LogError, LogOptions};
+//! use kontiki_raft::{
+//!     Bytes, Entry, EntryId, Index, Membership, NodeId, Payload, StoreId, WriteBatch,
+//! };
+//!
+//! # fn main() -> Result<(), LogError> {
+//! let dir = tempfile::tempdir().expect("a directory for this example");
+//! let me = IdentityRequest {
+//!     cluster: 0xC1,
+//!     node: NodeId(1),
+//!     genesis: Membership::of_voters([(NodeId(1), "localhost:2380")]),
+//!     new_store: StoreId(0x5701), // random, in earnest
+//! };
+//! let options = LogOptions { segment_bytes: 1 << 20, ..LogOptions::default() };
+//!
+//! let (mut log, _) = Log::open(Arc::new(RealDisk), dir.path(), &me, options.clone())?;
+//! let payload = Payload::Command(Bytes::from_static(b"put hello world"));
+//! let entry = Entry::new(EntryId::new(1, 1), payload);
+//! log.write(vec![WriteBatch { hard_state: None, entries: vec![entry.clone()] }])?;
+//! log.sync()?; // from here on it survives a power failure
+//! drop(log);
+//!
+//! let (log, opened) = Log::open(Arc::new(RealDisk), dir.path(), &me, options)?;
+//! assert_eq!(opened.recovered.last, EntryId::new(1, 1));
+//! assert_eq!(log.reader().read(Index(1)..=Index(1), 1024)?, [entry]);
+//! # Ok(())
+//! # }
+//! ```
 
 mod codec;
 mod entries;

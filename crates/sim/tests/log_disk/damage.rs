@@ -344,6 +344,22 @@ fn a_truncated_tail_is_never_resurrected() {
     }
 }
 
+/// A vote may stand in a segment that is purged. It counts all the same.
+#[test]
+fn a_vote_survives_the_purge_of_its_segment() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk).unwrap();
+    write(&mut log, vote(7, 2));
+    for index in 1..=9 {
+        write(&mut log, batch([command(index, 7, 1000)]));
+    }
+    log.purge(EntryId::new(7, 7)).unwrap();
+    assert!(!disk.files().contains(&segment(1)));
+    drop(log);
+    let found = reopen(&disk).hard_state;
+    assert_eq!((found.term.get(), found.voted_for), (7, Some(NodeId(2))));
+}
+
 /// Pitfall M14. What cannot be read is an error, never the end of the log.
 #[test]
 fn an_unreadable_entry_is_an_error() {
