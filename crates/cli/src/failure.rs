@@ -31,6 +31,11 @@ impl Failure {
         Self { message: None, code: 1 }
     }
 
+    /// The same failure, once its message has been told.
+    pub(crate) fn into_told(self) -> Self {
+        Self { message: None, code: self.code }
+    }
+
     pub(crate) const fn is_usage(&self) -> bool {
         self.code == 2
     }

@@ -27,7 +27,7 @@ and 2380, 2390, 2400. What they log is in DATA_DIR/n1.log and so on. Started aga
 directory, the cluster goes on with its data.";
 
 /// How often the servers are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Args, Debug)]
 #[command(after_help = HELP)]

@@ -35,12 +35,13 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         let server = Server::start(config.clone()).await.map_err(|error| cannot_start(&error))?;
         until_stopped(server, stop).await
     });
-    if let Err(failure) = &outcome {
-        tracing::error!("{failure}");
-    }
     // A task that hangs must not keep a stopped server alive.
     runtime.shutdown_background();
-    outcome
+    outcome.map_err(|failure| {
+        // The last line of the log says it, and nothing else does.
+        tracing::error!("{failure}");
+        failure.into_told()
+    })
 }
 
 /// One thread is the default: a wake-up on another thread costs more than a small request.
