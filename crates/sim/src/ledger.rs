@@ -23,16 +23,17 @@
 //! | nothing is claimed that is not durable (thesis §3.8) | [`Ledger::on_send`] |
 //! | a disk keeps what it has acknowledged | [`Ledger::on_restart`] |
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use kontiki_raft::{
-    AppendResult, Body, Entry, EntryId, Envelope, HardState, Index, NodeId, Payload, Recovered,
-    Role, Status, Term, VoteKind, WriteBatch,
+    AppendResult, Body, Entry, EntryId, Envelope, Index, NodeId, Payload, Recovered, Role, Status,
+    Term, VoteKind, WriteBatch,
 };
 
 use crate::{
     command::Command,
     view::{Delta, LogView},
+    witness::{Life, Pending, Witness, assert_hard_state},
 };
 
 /// A sentence that says which rule was broken, and how.
@@ -68,62 +69,13 @@ struct Known {
     commands: u64,
 }
 
-/// What the checker knows of one node, over all its lives.
-#[derive(Clone, Debug)]
-struct Witness {
-    id: NodeId,
-    /// Handed out to be written.
-    view: LogView,
-    /// Acknowledged by the disk.
-    durable: LogView,
-    /// Acknowledged by the disk.
-    hard_state: HardState,
-    /// Handed out to be written.
-    newest: HardState,
-    /// Handed out, not yet with the disk.
-    waiting: VecDeque<Pending>,
-    /// With the disk as one record, not yet acknowledged.
-    record: Vec<Pending>,
-    votes: BTreeMap<Term, NodeId>,
-    life: Life,
-}
-
-#[derive(Clone, Debug)]
-struct Pending {
-    delta: Delta,
-    hard_state: Option<HardState>,
-}
-
-/// What is forgotten in a crash.
-#[derive(Clone, Copy, Debug, Default)]
-struct Life {
-    term: Term,
-    leads: Option<Term>,
-    commit: Index,
-    applied: Index,
-    /// Handed to the state machine.
-    handed: Index,
-    is_stopped: bool,
-}
-
 impl Ledger {
     pub(crate) fn new(nodes: u64) -> Self {
-        let witness = |id| Witness {
-            id: NodeId(id),
-            view: LogView::new(),
-            durable: LogView::new(),
-            hard_state: HardState::default(),
-            newest: HardState::default(),
-            waiting: VecDeque::new(),
-            record: Vec::new(),
-            votes: BTreeMap::new(),
-            life: Life::default(),
-        };
         Self {
             entries: Vec::new(),
             committed: Vec::new(),
             leaders: BTreeMap::new(),
-            witnesses: (1..=nodes).map(witness).collect(),
+            witnesses: (1..=nodes).map(|id| Witness::new(NodeId(id))).collect(),
             newly_committed: Vec::new(),
             leader_changes: 0,
             truncations: 0,
@@ -267,12 +219,22 @@ impl Ledger {
         Ok(witness.durable.last())
     }
 
-    /// The log was purged. True if it starts later than before.
-    pub(crate) fn on_purged(&mut self, id: NodeId, upto: EntryId) -> Result<bool, Broken> {
+    /// The log is about to be purged. If that fails half way, it may start anywhere before.
+    pub(crate) fn on_purge(&mut self, id: NodeId, upto: EntryId) -> Result<(), Broken> {
         if self.committed.get(position(upto.index).unwrap_or(usize::MAX)) != Some(&upto.term) {
             return Err(format!("{id} purges up to {upto}, which is not committed"));
         }
         let witness = self.witness_mut(id);
+        witness.purged = witness.purged.max(upto.index);
+        Ok(())
+    }
+
+    /// The log was purged. True if it starts later than before.
+    pub(crate) fn on_purged(&mut self, id: NodeId, upto: EntryId) -> Result<bool, Broken> {
+        let witness = self.witness_mut(id);
+        if witness.purged < upto.index {
+            return Err(format!("{id} was to purge up to {}, and purged {upto}", witness.purged));
+        }
         let is_later = witness.durable.start().index < upto.index;
         witness.view.purge(upto);
         witness.durable.purge(upto);
@@ -554,96 +516,6 @@ impl Ledger {
         }
         Ok(())
     }
-}
-
-impl Witness {
-    /// Takes a write for durable, and looks at the vote that comes with it.
-    fn acknowledge(&mut self, pending: &Pending) -> Result<(), Broken> {
-        self.durable.write(&pending.delta)?;
-        let Some(state) = pending.hard_state else { return Ok(()) };
-        assert_hard_state(self.id, self.hard_state, state)?;
-        self.hard_state = state;
-        if let Some(vote) = state.voted_for {
-            let earlier = self.votes.insert(state.term, vote);
-            if earlier.is_some_and(|earlier| earlier != vote) {
-                return Err(format!(
-                    "{} votes for {vote} in term {}, after it has voted for {earlier:?}",
-                    self.id, state.term
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// A log was opened: it must hold exactly what the disk had acknowledged, or that and the
-    /// one whole record that was on its way. True if that record was there and is gone.
-    fn restart(&mut self, recovered: &Recovered) -> Result<bool, Broken> {
-        let (found, state) = (LogView::of(recovered), recovered.hard_state);
-        let mut is_torn = !self.record.is_empty();
-        if !is_same(&found, state, &self.durable, self.hard_state) {
-            is_torn = false;
-            let before = (self.durable.last(), self.hard_state);
-            for pending in std::mem::take(&mut self.record) {
-                self.acknowledge(&pending)?;
-            }
-            if !is_same(&found, state, &self.durable, self.hard_state) {
-                return Err(format!(
-                    "the disk of {} had acknowledged {} with {:?}, and holds {} with {state:?}",
-                    self.id,
-                    before.0,
-                    before.1,
-                    found.last(),
-                ));
-            }
-        }
-        self.record.clear();
-        self.durable = found.clone();
-        self.view = found;
-        self.hard_state = state;
-        self.newest = state;
-        self.life = Life {
-            term: state.term,
-            applied: recovered.applied,
-            handed: recovered.applied,
-            ..Life::default()
-        };
-        Ok(is_torn)
-    }
-
-    fn assert_voted(&self, term: Term, candidate: NodeId) -> Result<(), Broken> {
-        if self.votes.get(&term) == Some(&candidate) {
-            return Ok(());
-        }
-        Err(format!(
-            "{} speaks of its vote for {candidate} in term {term}, but its disk holds {:?}",
-            self.id, self.hard_state
-        ))
-    }
-}
-
-/// Term, vote in a term, and commit index only grow.
-fn assert_hard_state(id: NodeId, before: HardState, after: HardState) -> Result<(), Broken> {
-    let keeps_vote = before.term < after.term
-        || before.voted_for.is_none()
-        || before.voted_for == after.voted_for;
-    if after.term < before.term || !keeps_vote || after.commit < before.commit {
-        return Err(format!("{id} writes {after:?} after {before:?}"));
-    }
-    Ok(())
-}
-
-/// Whether a log is what was expected. It may start earlier: a purge is not durable at once.
-fn is_same(
-    found: &LogView,
-    found_state: HardState,
-    expected: &LogView,
-    expected_state: HardState,
-) -> bool {
-    found_state == expected_state
-        && found.last() == expected.last()
-        && found.start().index <= expected.start().index
-        && (expected.start().index.get()..=expected.last().index.get())
-            .all(|index| found.term_at(Index(index)) == expected.term_at(Index(index)))
 }
 
 /// What tells one payload from another: kind, checksum, length.

@@ -20,6 +20,7 @@ mod requests;
 pub mod swarm;
 mod trace;
 mod view;
+mod witness;
 mod world;
 
 pub use dice::{Dice, Draws, Stream};

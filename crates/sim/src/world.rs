@@ -1,7 +1,7 @@
 //! The world: one heap of things that will happen, one seed, no clock, no thread.
 //!
-//! Every node runs the real [`Replica`] with the real [`Log`] on a simulated disk, and messages
-//! go through the real codec. What is a thread in production (log writer, state machine, reader
+//! Every node runs the real [`Replica`](kontiki::Replica) with the real
+//! [`Log`](kontiki_log::Log) on a simulated disk, and messages go through the real codec. What is a thread in production (log writer, state machine, reader
 //! of old entries) is here an event that comes later; the seed decides how much later. So every
 //! interleaving that threads could have is an order of events, and can be had again.
 //!

@@ -1,0 +1,157 @@
+//! What the checker knows of one node, over all its lives.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use kontiki_raft::{HardState, Index, NodeId, Recovered, Term};
+
+use crate::{
+    ledger::Broken,
+    view::{Delta, LogView},
+};
+
+/// What the checker knows of one node, over all its lives.
+#[derive(Clone, Debug)]
+pub(crate) struct Witness {
+    pub(crate) id: NodeId,
+    /// Handed out to be written.
+    pub(crate) view: LogView,
+    /// Acknowledged by the disk.
+    pub(crate) durable: LogView,
+    /// Acknowledged by the disk.
+    pub(crate) hard_state: HardState,
+    /// Handed out to be written.
+    pub(crate) newest: HardState,
+    /// Handed out, not yet with the disk.
+    pub(crate) waiting: VecDeque<Pending>,
+    /// With the disk as one record, not yet acknowledged.
+    pub(crate) record: Vec<Pending>,
+    pub(crate) votes: BTreeMap<Term, NodeId>,
+    /// Entries up to here may be gone.
+    pub(crate) purged: Index,
+    pub(crate) life: Life,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    pub(crate) delta: Delta,
+    pub(crate) hard_state: Option<HardState>,
+}
+
+/// What is forgotten in a crash.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Life {
+    pub(crate) term: Term,
+    pub(crate) leads: Option<Term>,
+    pub(crate) commit: Index,
+    pub(crate) applied: Index,
+    /// Handed to the state machine.
+    pub(crate) handed: Index,
+    pub(crate) is_stopped: bool,
+}
+
+impl Witness {
+    pub(crate) fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            view: LogView::new(),
+            durable: LogView::new(),
+            hard_state: HardState::default(),
+            newest: HardState::default(),
+            waiting: VecDeque::new(),
+            record: Vec::new(),
+            votes: BTreeMap::new(),
+            purged: Index::ZERO,
+            life: Life::default(),
+        }
+    }
+
+    /// Takes a write for durable, and looks at the vote that comes with it.
+    pub(crate) fn acknowledge(&mut self, pending: &Pending) -> Result<(), Broken> {
+        self.durable.write(&pending.delta)?;
+        let Some(state) = pending.hard_state else { return Ok(()) };
+        assert_hard_state(self.id, self.hard_state, state)?;
+        self.hard_state = state;
+        if let Some(vote) = state.voted_for {
+            let earlier = self.votes.insert(state.term, vote);
+            if earlier.is_some_and(|earlier| earlier != vote) {
+                return Err(format!(
+                    "{} votes for {vote} in term {}, after it has voted for {earlier:?}",
+                    self.id, state.term
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A log was opened: it must hold exactly what the disk had acknowledged, or that and the
+    /// one whole record that was on its way. True if that record was there and is gone.
+    pub(crate) fn restart(&mut self, recovered: &Recovered) -> Result<bool, Broken> {
+        let (found, state) = (LogView::of(recovered), recovered.hard_state);
+        let mut is_torn = !self.record.is_empty();
+        if !self.is_durable(&found, state) {
+            is_torn = false;
+            let before = (self.durable.last(), self.hard_state);
+            for pending in std::mem::take(&mut self.record) {
+                self.acknowledge(&pending)?;
+            }
+            if !self.is_durable(&found, state) {
+                return Err(format!(
+                    "the disk of {} had acknowledged {} with {:?}, and holds {} with {state:?}",
+                    self.id,
+                    before.0,
+                    before.1,
+                    found.last(),
+                ));
+            }
+        }
+        self.record.clear();
+        self.durable = found.clone();
+        self.view = found;
+        self.hard_state = state;
+        self.newest = state;
+        self.life = Life {
+            term: state.term,
+            applied: recovered.applied,
+            handed: recovered.applied,
+            ..Life::default()
+        };
+        Ok(is_torn)
+    }
+
+    /// Whether this is what the disk has acknowledged. A purge is not durable at once, so the
+    /// log may start earlier, and one that failed has done something, so it may start later.
+    fn is_durable(&self, found: &LogView, state: HardState) -> bool {
+        let start = self.durable.start().index.max(found.start().index);
+        let last = self.durable.last();
+        state == self.hard_state
+            && found.last() == last
+            && found.start().index <= self.purged
+            && (start.get()..=last.index.get())
+                .all(|index| found.term_at(Index(index)) == self.durable.term_at(Index(index)))
+    }
+
+    pub(crate) fn assert_voted(&self, term: Term, candidate: NodeId) -> Result<(), Broken> {
+        if self.votes.get(&term) == Some(&candidate) {
+            return Ok(());
+        }
+        Err(format!(
+            "{} speaks of its vote for {candidate} in term {term}, but its disk holds {:?}",
+            self.id, self.hard_state
+        ))
+    }
+}
+
+/// Term, vote in a term, and commit index only grow.
+pub(crate) fn assert_hard_state(
+    id: NodeId,
+    before: HardState,
+    after: HardState,
+) -> Result<(), Broken> {
+    let keeps_vote = before.term < after.term
+        || before.voted_for.is_none()
+        || before.voted_for == after.voted_for;
+    if after.term < before.term || !keeps_vote || after.commit < before.commit {
+        return Err(format!("{id} writes {after:?} after {before:?}"));
+    }
+    Ok(())
+}
