@@ -73,7 +73,8 @@ pub(crate) struct BenchArgs {
     limit: usize,
 
     /// Of 100 operations of mixed, how many read
-    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[arg(long, value_name = "PERCENT", default_value_t = 50)]
+    #[arg(value_parser = clap::value_parser!(u8).range(0..=100))]
     reads: u8,
 
     /// Time to measure

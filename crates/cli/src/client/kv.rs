@@ -19,7 +19,8 @@ pub(crate) struct PutArgs {
     value: Option<String>,
 
     /// Lease to attach the key to, in hex
-    #[arg(long, value_name = "ID", value_parser = parse_lease, default_value = "0", hide_default_value = true)]
+    #[arg(long, value_name = "ID", value_parser = parse_lease, default_value = "0")]
+    #[arg(hide_default_value = true)]
     lease: i64,
 
     /// Show the pair as it was before

@@ -208,8 +208,15 @@ mod tests {
 
     #[test]
     fn a_transaction_is_read_as_etcdctl_reads_it() {
-        let text = "value(\"k 1\") = \"a\\nb\"\nmod(\"k\") > \"7\"\n\nput k \"two words\" --prev-kv\n\
-                    get --prefix k\n\ndel 'k x'\n\n";
+        let text = r#"value("k 1") = "a\nb"
+mod("k") > "7"
+
+put k "two words" --prev-kv
+get --prefix k
+
+del 'k x'
+
+"#;
         let expected = Txn::new()
             .when([
                 Compare::value("k 1", CompareOp::Equal, "a\nb"),

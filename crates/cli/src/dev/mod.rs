@@ -33,7 +33,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 #[command(after_help = HELP)]
 pub(crate) struct DevArgs {
     /// Number of servers; with 2n+1 the cluster survives the death of n
-    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=7))]
+    #[arg(long, value_name = "COUNT", default_value_t = 3)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=7))]
     nodes: u16,
 
     /// Where the servers keep their data
@@ -41,7 +42,8 @@ pub(crate) struct DevArgs {
     data_dir: PathBuf,
 
     /// The first server's port for clients
-    #[arg(long, value_name = "PORT", default_value_t = 2379, value_parser = clap::value_parser!(u16).range(1..=65_000))]
+    #[arg(long, value_name = "PORT", default_value_t = 2379)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=65_000))]
     base_port: u16,
 
     /// Keep the data in a temporary directory, which goes with the cluster

@@ -20,7 +20,7 @@ use crate::failure::Failure;
 
 pub(crate) use args::ServeArgs;
 
-/// Runs a server. Returns when it has been stopped in order, or with the reason why it cannot go on.
+/// Runs a server until it has been stopped in order, or cannot go on.
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let config = args.config();
     config

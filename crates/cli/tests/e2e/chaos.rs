@@ -29,6 +29,7 @@ fn acknowledged_writes_survive_kill_9_of_every_leader_and_of_all_at_once() {
             let leader = servers.leader().await;
             servers.kill(leader);
             let gap = load.resumed_after(Instant::now()).await;
+            eprintln!("round {round}: writes again after {gap:?}");
             assert!(gap < GAP_MAX, "round {round}: no write for {gap:?} after the leader's death");
             pause(Duration::from_millis(300)).await;
             servers.start(leader);
@@ -44,6 +45,7 @@ fn acknowledged_writes_survive_kill_9_of_every_leader_and_of_all_at_once() {
         load.resumed_after(Instant::now()).await;
         pause(Duration::from_millis(500)).await;
         let writes = load.finish().await;
+        eprintln!("{writes} acknowledged writes are there");
         assert!(100 < writes, "only {writes} writes: this was no load");
     });
 }
