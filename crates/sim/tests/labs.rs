@@ -1,6 +1,8 @@
 //! The scenarios of the labs, each under a few dozen seeds.
 
-use kontiki_sim::labs::{self, scenario_named};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kontiki_sim::labs::{self, Options, scenario_named};
 
 /// Runs one scenario under many seeds and shows the first failure.
 fn check(name: &str, seeds: u64) {
@@ -42,6 +44,36 @@ scenarios! {
     unreliable_agree_2c: 24,
     figure_8_unreliable_2c: 24,
     figure_8_long_reordering_2c: 24,
-    reliable_churn_2c: 24,
+    reliable_churn_2c: 12,
     unreliable_churn_2c: 24,
+}
+
+#[test]
+fn many_runs_become_a_table() {
+    let options = Options {
+        runs: Some(3),
+        jobs: Some(2),
+        names: vec!["reelection_2a".into(), "rejoin_2b".into()],
+        ..Options::default()
+    };
+    let ended = AtomicU64::new(0);
+    let report = labs::run(&options, &|progress| {
+        assert!(progress.total == 6 && progress.failed == 0);
+        ended.fetch_add(1, Ordering::Relaxed);
+    })
+    .expect("both are scenarios");
+    assert!(report.has_passed() && ended.into_inner() == 6);
+    assert!(report.rows.iter().all(|row| row.passed == 3 && 0 < row.rpcs && 0 < row.bytes));
+    let table = report.to_string();
+    for heading in ["scenario", "passed", "failed", "virtual time", "real time", "RPCs", "bytes"] {
+        assert!(table.lines().next().is_some_and(|line| line.contains(heading)), "{table}");
+    }
+    assert!(table.contains("rejoin_2b") && table.contains("total"), "{table}");
+}
+
+#[test]
+fn a_scenario_that_does_not_exist_is_refused() {
+    let options = Options { names: vec!["rejoin_3z".into()], ..Options::default() };
+    let error = labs::run(&options, &|_| ()).expect_err("no such scenario");
+    assert!(error.to_string().starts_with("there is no scenario rejoin_3z; there are initial"));
 }

@@ -49,6 +49,7 @@ fn try_all(root: &Path, copy: &Path, wanted: &str) -> Result<Vec<&'static str>, 
             return Err(format!("{suite}: {test} fails without any mutant").into());
         }
     }
+    println!("without a mutant all tests pass\n");
     let mut survivors = Vec::new();
     for mutant in MUTANTS.iter().filter(|mutant| mutant.name.contains(wanted)) {
         let path = copy.join(mutant.file);
@@ -100,6 +101,8 @@ fn run_tests(copy: &Path, arguments: &[&str]) -> Result<Verdict, Box<dyn Error>>
             .current_dir(copy)
             .env("CARGO_TARGET_DIR", copy.join("target"))
             .env("RUST_BACKTRACE", "0")
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .args(["test", "--offline", "--quiet"])
             .args(arguments)
             .args(extra);

@@ -156,3 +156,47 @@ impl fmt::Display for Report {
         write!(f, "{:.1} s in all", self.real_time.as_secs_f64())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        labs::scenario_named,
+        node::Counts,
+        trace::{Failure, Fault, Note, Recorder},
+    };
+
+    #[test]
+    fn a_failure_shows_its_seed_its_replay_and_the_last_events() {
+        let mut recorder = Recorder::default();
+        recorder.at(Duration::from_millis(1_500));
+        recorder.note(Note::Fault(Fault::Crash(kontiki_raft::NodeId(2))));
+        let failure = Failure {
+            what: "n1 has lost 7@3".into(),
+            at: recorder.now(),
+            events: recorder.lines(),
+        };
+        let run = Run {
+            name: "rejoin_2b",
+            seed: 41,
+            result: Err(failure),
+            virtual_time: recorder.now(),
+            real_time: Duration::ZERO,
+            sent: Counts::default(),
+            events: recorder.count(),
+            digest: recorder.digest(),
+        };
+        let scenario = scenario_named("rejoin_2b").unwrap();
+        let report = Report::new(&[scenario], vec![run], Duration::ZERO);
+        assert!(!report.has_passed() && report.total().failed == 1);
+        let text = report.to_string();
+        for part in [
+            "rejoin_2b failed with seed 41\n",
+            "     1.500000 s  --- n2 loses power\n",
+            "at 1.500000 s: n1 has lost 7@3\n",
+            "  to replay: kontiki labs --seed 41 rejoin_2b\n",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}
