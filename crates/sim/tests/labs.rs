@@ -44,7 +44,7 @@ scenarios! {
     unreliable_agree_2c: 24,
     figure_8_unreliable_2c: 24,
     figure_8_long_reordering_2c: 24,
-    reliable_churn_2c: 12,
+    reliable_churn_2c: 24,
     unreliable_churn_2c: 24,
 }
 
