@@ -106,9 +106,9 @@ impl RaftCore {
     }
 
     /// Keeps recent entries in memory for the followers, and always those that are not durable
-    /// or not handed out.
+    /// or not committed. What waits for a slow state machine can be read back.
     pub(crate) fn evict_cache(&mut self) {
-        let keep_after = self.writes.durable_index().min(self.applying.handed_out);
+        let keep_after = self.writes.durable_index().min(self.commit_index);
         self.log.evict(self.config.log_cache_bytes_max, keep_after);
     }
 }

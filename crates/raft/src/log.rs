@@ -8,7 +8,7 @@
 //!
 //! The terms of the whole log are a few bytes, one [`EntryId`] for the first entry of each
 //! term, so every question about a term is answered without storage. Entries that are not yet
-//! durable, or not yet handed to the state machine, always stay in memory.
+//! durable, or not yet committed, always stay in memory.
 
 use std::{collections::VecDeque, ops::RangeInclusive};
 

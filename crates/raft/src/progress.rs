@@ -114,11 +114,10 @@ impl Progress {
         self.clear_window();
     }
 
-    /// Its log agrees up to `received`, durably up to `matched`. Both lie in the leader's log.
-    /// Says whether `match_index` has moved.
-    pub(crate) fn on_match(&mut self, matched: Index, received: Index) -> bool {
+    /// Its log agrees up to `received`, durably up to `matched`. Neither is beyond the end of
+    /// the leader's log, which starts after `log_start`.
+    pub(crate) fn on_match(&mut self, matched: Index, received: Index, log_start: Index) {
         let received = received.max(matched);
-        let has_moved = self.match_index < matched;
         self.match_index = self.match_index.max(matched);
         while self.window.front().is_some_and(|sent| sent.last <= self.match_index) {
             if let Some(sent) = self.window.pop_front() {
@@ -130,11 +129,12 @@ impl Progress {
         }
         // A heartbeat also matches, at what is known already. It proves nothing about the
         // place that is being probed.
-        if self.state != ProgressState::Replicate && self.next_index <= received.next() {
+        let is_found = self.next_index <= received.next();
+        let is_within_reach = self.state != ProgressState::Stranded || log_start <= received;
+        if self.state != ProgressState::Replicate && is_found && is_within_reach {
             self.state = ProgressState::Replicate;
         }
         self.next_index = self.next_index.max(received.next());
-        has_moved
     }
 
     /// It does not hold the entry at `refused`; the logs may agree at `hint`, as seen from the
@@ -152,7 +152,12 @@ impl Progress {
 
     /// An answer to `round` has come, and by then everything sent `grace` before it should
     /// have been heard of. What was not received is taken for lost, and sent again.
-    pub(crate) fn maybe_resend(&mut self, received: Index, round: Round, grace: Duration) {
+    pub(crate) fn maybe_resend(
+        &mut self,
+        received: Index,
+        round: Round,
+        (grace, log_start): (Duration, Index),
+    ) {
         let is_overdue = |sent: Round| {
             u64::try_from(grace.as_nanos())
                 .is_ok_and(|grace| sent.get().saturating_add(grace) <= round.get())
@@ -169,18 +174,19 @@ impl Progress {
             && received.next() < self.next_index;
         if has_fallen_back || lost.is_some_and(|sent| is_overdue(sent.round)) {
             self.clear_window();
-            self.next_index = received.max(self.match_index).next();
+            self.next_index = received.max(self.match_index).max(log_start).next();
         }
     }
 
     /// What is on its way may be lost. Starts again from what is known, once the follower is
-    /// heard of: a peer that cannot be reached is not sent to in a loop.
-    pub(crate) fn on_unreachable(&mut self, round: Round) {
+    /// heard of: a peer that cannot be reached is not sent to in a loop. Not to know a match is
+    /// no proof that the follower has nothing: it is not asked for what is purged.
+    pub(crate) fn on_unreachable(&mut self, round: Round, log_start: Index) {
         if self.state == ProgressState::Replicate {
             self.state = ProgressState::Probe;
         }
         self.clear_window();
-        self.next_index = self.match_index.next();
+        self.next_index = self.match_index.max(log_start).next();
         self.awaits = Some(round);
     }
 

@@ -66,7 +66,7 @@ pub(crate) struct ForwardedReads {
 #[derive(Clone, Debug)]
 struct Batch {
     ids: Vec<ReadId>,
-    /// When the first of them was sent.
+    /// When it was asked for first, and last.
     since: Timestamp,
     sent_at: Timestamp,
 }
@@ -80,10 +80,10 @@ impl ForwardedReads {
         Self { next_batch: first_batch / 2, collecting: Vec::new(), open: BTreeMap::new() }
     }
 
-    fn open_batch(&mut self, ids: Vec<ReadId>, since: Timestamp, now: Timestamp) -> u64 {
+    fn open_batch(&mut self, ids: Vec<ReadId>, now: Timestamp) -> u64 {
         let batch = self.next_batch;
         self.next_batch += 1;
-        self.open.insert(batch, Batch { ids, since, sent_at: now });
+        self.open.insert(batch, Batch { ids, since: now, sent_at: now });
         batch
     }
 }
@@ -193,7 +193,7 @@ impl RaftCore {
             return;
         }
         let ids = std::mem::take(&mut reads.collecting);
-        let batch = reads.open_batch(ids, self.now, self.now);
+        let batch = reads.open_batch(ids, self.now);
         self.send(leader, Body::ReadIndex { batch });
     }
 
@@ -208,39 +208,40 @@ impl RaftCore {
         );
     }
 
-    /// Asks again, under a new number, for what was not answered in time. A read changes
-    /// nothing, so asking twice does no harm.
+    /// Asks again for what was not answered in time. A read changes nothing, so asking twice
+    /// does no harm; and all reads of a batch came before it was first asked for, so the answer
+    /// to either question is true for all of them. That is what must not change: nothing joins
+    /// a batch that has been sent (pitfall R2).
     pub(crate) fn expire_forwarded_reads(&mut self) {
         let (now, retry) = (self.now, self.config.heartbeat_interval * 2);
-        let due: Vec<u64> = self
-            .forwarded_reads
-            .open
-            .iter()
-            .filter(|(_, batch)| batch.sent_at + retry <= now)
-            .map(|(&number, _)| number)
-            .collect();
-        let leader = self.leader();
-        for number in due {
-            let Some(Batch { ids, since, .. }) = self.forwarded_reads.open.remove(&number) else {
-                continue;
-            };
-            match leader {
-                Some(leader) if now < since + self.config.election_timeout => {
-                    let batch = self.forwarded_reads.open_batch(ids, since, now);
-                    self.send(leader, Body::ReadIndex { batch });
-                }
-                Some(_) | None => {
-                    self.read_outcomes.extend(
-                        ids.into_iter()
-                            .map(|id| ReadOutcome::Rejected { id, why: Rejection::NoQuorum }),
-                    );
-                }
+        let leader = self.reachable_leader();
+        let mut questions = Vec::new();
+        let mut expired = Vec::new();
+        for (&number, batch) in &mut self.forwarded_reads.open {
+            if batch.since + self.config.election_timeout <= now {
+                expired.push(number);
+            } else if batch.sent_at + retry <= now {
+                batch.sent_at = now;
+                questions.push(number);
+            }
+        }
+        for number in expired {
+            let batch = self.forwarded_reads.open.remove(&number);
+            let ids = batch.into_iter().flat_map(|batch| batch.ids);
+            let why = Rejection::NoQuorum;
+            self.read_outcomes.extend(ids.map(|id| ReadOutcome::Rejected { id, why: why.clone() }));
+        }
+        if let Some(leader) = leader {
+            for batch in questions {
+                self.send(leader, Body::ReadIndex { batch });
             }
         }
     }
 
     pub(crate) fn forwarded_reads_deadline(&self) -> Option<Timestamp> {
         let retry = self.config.heartbeat_interval * 2;
-        self.forwarded_reads.open.values().map(|batch| batch.sent_at + retry).min()
+        let expiry = self.config.election_timeout;
+        let due = |batch: &Batch| (batch.sent_at + retry).min(batch.since + expiry);
+        self.forwarded_reads.open.values().map(due).min()
     }
 }

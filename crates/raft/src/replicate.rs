@@ -199,7 +199,7 @@ impl RaftCore {
     }
 
     pub(crate) fn on_append_entries_reply(&mut self, from: NodeId, reply: AppendEntriesReply) {
-        let last = self.log.last().index;
+        let (start, last) = (self.log.start().index, self.log.last().index);
         let State::Leader(leading) = &mut self.state else { return };
         let Some(progress) = leading.progress.get_mut(&from) else { return };
         let AppendEntriesReply { session, round, received, result } = reply;
@@ -209,9 +209,7 @@ impl RaftCore {
         }
         match result {
             AppendResult::Match(matched) if last < matched => return,
-            AppendResult::Match(matched) => {
-                progress.on_match(matched, received);
-            }
+            AppendResult::Match(matched) => progress.on_match(matched, received, start),
             AppendResult::Conflict { prev, hint } => {
                 let hint = self.log.last_not_after(hint).index;
                 progress.on_conflict(prev.index, hint.min(last));
@@ -219,7 +217,8 @@ impl RaftCore {
         }
         progress.acked_round = progress.acked_round.max(round);
         // Less than a whole interval, so that the first heartbeat after the loss shows it.
-        progress.maybe_resend(received, round, self.config.heartbeat_interval * 3 / 4);
+        let grace = self.config.heartbeat_interval * 3 / 4;
+        progress.maybe_resend(received, round, (grace, start));
         self.confirm_reads();
         self.maybe_send_timeout_now();
     }
@@ -229,9 +228,9 @@ impl RaftCore {
     pub(crate) fn on_unreachable(&mut self, id: NodeId) {
         match &mut self.state {
             State::Leader(leading) => {
-                let round = leading.round;
+                let (round, start) = (leading.round, self.log.start().index);
                 if let Some(progress) = leading.progress.get_mut(&id) {
-                    progress.on_unreachable(round);
+                    progress.on_unreachable(round, start);
                 }
             }
             State::Follower(following) if following.leader == Some(id) => {
