@@ -38,7 +38,7 @@ const BUFFER_BYTES_MAX: usize = 4 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogOptions {
     /// The length of a segment file, in \[5 KiB, 2 GiB\]. What is purged is purged by whole
-    /// segments. A record that does not fit gets a longer one.
+    /// segments. A record that does not fit gets a longer one. Rounded down to a multiple of 64.
     pub segment_bytes: u64,
     /// How many zero-filled segments are kept ready.
     pub spares: usize,
@@ -112,6 +112,7 @@ impl Log {
             (5 << 10..=2 << 30).contains(&segment_bytes),
             "segments of {segment_bytes} bytes are too short or too long"
         );
+        let segment_bytes = segment_bytes - segment_bytes % FRAME_ALIGN as u64;
         disk.create_dir_all(dir).map_err(LogError::io("create", dir))?;
         let lock = lock(&*disk, dir)?;
         let segments_dir = dir.join("wal");

@@ -196,6 +196,8 @@ impl LaneTask {
                     return Err(io::ErrorKind::ConnectionReset.into());
                 }
             }
+            let bytes = messages.iter().map(message_bytes).sum();
+            self.gauge.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             for message in messages.drain(..) {
                 self.encode(&message);
                 if WRITE_BYTES <= self.out.len() {
@@ -210,7 +212,6 @@ impl LaneTask {
     }
 
     fn encode(&mut self, message: &Message) {
-        self.gauge.queued_bytes.fetch_sub(message_bytes(message), Ordering::Relaxed);
         let start = self.out.len();
         frame::put_frame(&mut self.out, |out| codec::encode(message, out));
         let bytes = self.out.len() - start - frame::HEADER_BYTES;
@@ -224,8 +225,10 @@ impl LaneTask {
     /// Drops what the broken connection has left behind.
     fn discard(&mut self) {
         self.out.clear();
-        while self.queue.try_recv().is_ok() {}
-        self.gauge.queued_bytes.store(0, Ordering::Relaxed);
+        // Taken off one by one: the node may be adding at this very moment.
+        while let Ok(message) = self.queue.try_recv() {
+            self.gauge.queued_bytes.fetch_sub(message_bytes(&message), Ordering::Relaxed);
+        }
     }
 
     /// Says once why there is no connection. If we are the reason, the node stops.
