@@ -238,10 +238,8 @@ impl Store {
                     return Ok(None);
                 }
             }
-            let held = if is_last { Some(state) } else { None };
-            let response = shared.finish(selection)?;
-            drop(held);
-            Ok(response)
+            let held = keep_if(is_last, state);
+            shared.finish(selection, held.as_deref())
         })
     }
 
@@ -269,13 +267,14 @@ impl Store {
                 selections.push(selection);
             }
             let revision = state.checkpoint.revision;
-            let held = if is_last { Some(state) } else { None };
+            let held = keep_if(is_last, state);
             let mut responses = Vec::with_capacity(selections.len());
             for selection in selections {
-                let Some(response) = shared.finish(selection)? else { return Ok(None) };
+                let Some(response) = shared.finish(selection, held.as_deref())? else {
+                    return Ok(None);
+                };
                 responses.push(ResponseOp::Range(response));
             }
-            drop(held);
             Ok(Some(TxnResponse { revision, succeeded: plan.succeeded, responses }))
         })
     }
@@ -410,6 +409,11 @@ impl Drop for Store {
     }
 }
 
+/// Keeps the lock, or gives it back at once: an `Option` that is none would not.
+fn keep_if(is_kept: bool, state: RwLockReadGuard<'_, State>) -> Option<RwLockReadGuard<'_, State>> {
+    is_kept.then_some(state)
+}
+
 impl Shared {
     pub(crate) fn new(
         events: Box<dyn EventStore>,
@@ -455,8 +459,14 @@ impl Shared {
         self.record_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Completes a range, or none if compaction has taken part of it.
-    fn finish(&self, selection: Selection<'_>) -> Result<Option<RangeResponse>, StoreError> {
+    /// Completes a range, or none if compaction has taken part of it. `held` is the state if
+    /// the caller keeps its lock: to ask for that again would wait for ever for a writer that
+    /// waits for the caller.
+    fn finish(
+        &self,
+        selection: Selection<'_>,
+        held: Option<&State>,
+    ) -> Result<Option<RangeResponse>, StoreError> {
         let at = selection.at();
         let mut fetched = Vec::new();
         let response = selection.finish(&*self.events, &mut fetched)?;
@@ -465,11 +475,11 @@ impl Shared {
             Ok(response) => Ok(Some(response)),
             Err(Missing(event)) => {
                 // Only compaction removes, and only what nobody may read any more.
-                if at < self.state.read().checkpoint.compact_revision {
-                    Ok(None)
-                } else {
-                    Err(self.fail(missing(event)).into())
-                }
+                let compact_revision = match held {
+                    Some(state) => state.checkpoint.compact_revision,
+                    None => self.state.read().checkpoint.compact_revision,
+                };
+                if at < compact_revision { Ok(None) } else { Err(self.fail(missing(event)).into()) }
             }
         }
     }
@@ -501,3 +511,6 @@ impl State {
         self.checkpoint.applied_term = term;
     }
 }
+
+#[cfg(test)]
+mod tests;

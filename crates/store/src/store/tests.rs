@@ -1,0 +1,126 @@
+//! What of the locks is seen from inside only.
+
+use std::sync::{
+    Weak,
+    atomic::{AtomicBool, AtomicUsize},
+};
+
+use super::*;
+use crate::{
+    events::{Each, Found, Removed},
+    record::{Block, Revision},
+    request::PutRequest,
+};
+
+/// Events that look, whenever they are read, at whether a writer could get in.
+#[derive(Debug, Default)]
+struct Watched {
+    events: MemoryEvents,
+    shared: Arc<OnceLock<Weak<Shared>>>,
+    reads: Arc<AtomicUsize>,
+    /// Reads during which the lock was taken.
+    locked: Arc<AtomicUsize>,
+    /// Whether nothing is found any more.
+    is_lost: Arc<AtomicBool>,
+}
+
+impl EventStore for Watched {
+    fn write(&self, blocks: &[Arc<Block>], checkpoint: &Checkpoint) -> Result<(), Fatal> {
+        self.events.write(blocks, checkpoint)
+    }
+
+    fn read(&self, wanted: &[Revision], found: &mut Found<'_>) -> Result<(), Fatal> {
+        let shared = self.shared.get().unwrap().upgrade().unwrap();
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        if shared.state.try_write().is_none() {
+            self.locked.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.is_lost.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.events.read(wanted, found)
+    }
+
+    fn scan(
+        &self,
+        from: Revision,
+        blocks_max: usize,
+        each: &mut Each<'_>,
+    ) -> Result<Option<Revision>, Fatal> {
+        self.events.scan(from, blocks_max, each)
+    }
+
+    fn remove(&self, dead: &[Revision], blocks_max: usize) -> Result<Removed, Fatal> {
+        self.events.remove(dead, blocks_max)
+    }
+
+    fn record_bytes(&self) -> Result<u64, Fatal> {
+        self.events.record_bytes()
+    }
+
+    fn size_bytes(&self) -> Result<u64, Fatal> {
+        self.events.size_bytes()
+    }
+}
+
+struct Probe {
+    store: Store,
+    reads: Arc<AtomicUsize>,
+    locked: Arc<AtomicUsize>,
+    is_lost: Arc<AtomicBool>,
+}
+
+/// A store of one key, whose value is not in memory.
+fn cold_store() -> Probe {
+    let events = Watched::default();
+    let (known, reads) = (Arc::clone(&events.shared), Arc::clone(&events.reads));
+    let (locked, is_lost) = (Arc::clone(&events.locked), Arc::clone(&events.is_lost));
+    let state = State {
+        index: KeyIndex::new(0),
+        pending: Pending::default(),
+        checkpoint: Checkpoint::default(),
+    };
+    let options = StoreOptions { background: false, ..StoreOptions::default() };
+    let store = Store::start(Shared::new(Box::new(events), state, 0, options)).unwrap();
+    known.set(Arc::downgrade(&store.shared)).unwrap();
+    let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
+    store.apply(&[(1, 1, Request::Put(put))], (1, 1)).unwrap();
+    store.flush().unwrap();
+    Probe { store, reads, locked, is_lost }
+}
+
+fn of_the_key() -> RangeRequest {
+    RangeRequest { key: "k".into(), ..RangeRequest::default() }
+}
+
+/// A writer that had to wait for the disk of a reader would hold up all others.
+#[test]
+fn no_lock_is_held_while_values_are_fetched() {
+    let probe = cold_store();
+    assert_eq!(probe.store.range(&of_the_key()).unwrap().kvs[0].value, "v");
+    let txn = TxnRequest { success: vec![RequestOp::Range(of_the_key())], ..TxnRequest::default() };
+    assert_eq!(probe.store.txn_read(&txn).unwrap().responses.len(), 1);
+    assert_eq!(probe.reads.load(Ordering::Relaxed), 2);
+    assert_eq!(probe.locked.load(Ordering::Relaxed), 0);
+}
+
+/// The last attempt keeps the lock. When it finds an event missing it must not ask for the
+/// lock again: behind a writer that waits it would never get it.
+#[test]
+fn a_missing_event_is_reported_while_a_writer_waits_for_the_lock() {
+    let probe = cold_store();
+    probe.is_lost.store(true, Ordering::Relaxed);
+    let shared = &*probe.store.shared;
+    let request = of_the_key();
+    std::thread::scope(|scope| {
+        let state = shared.state.read();
+        let mut selection = Selection::new(&request, 2, 2);
+        assert!(selection.advance(&state, usize::MAX).unwrap());
+        scope.spawn(|| drop(shared.state.write()));
+        while shared.state.try_read().is_some() {
+            std::thread::yield_now();
+        }
+        let outcome = shared.finish(selection, Some(&state));
+        assert!(matches!(outcome, Err(StoreError::Fatal(Fatal::Corrupt { revision: 2, .. }))));
+    });
+}
