@@ -4,6 +4,9 @@
 //! replica, whatever the batches, restarts and compactions in between. The crate knows nothing
 //! of replication and nothing of protobuf; texts and codes of errors are the server's.
 //!
+//! After a failed sync the store is closed for good and the process has to stop (see [`Fatal`]):
+//! what is on the disk is known only after the file was opened anew.
+//!
 //! ```
 //! use kontiki_store::{PutRequest, RangeRequest, Request, Response, Store, StoreOptions};
 //!

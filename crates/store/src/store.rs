@@ -196,16 +196,20 @@ impl Store {
         }
         let mut responses = Vec::with_capacity(batch.len());
         let mut state = self.shared.state.write();
+        self.shared.check()?;
         let (compacted_before, bytes_before) =
             (state.checkpoint.compact_revision, state.pending.bytes());
         for (index, term, request) in batch {
-            state.assert_next(*index, *term);
+            state.assert_next(*index);
             match state.apply(&*self.shared.events, request) {
                 Err(StoreError::Fatal(fatal)) => return Err(self.shared.fail(fatal)),
                 response => responses.push(response),
             }
+            // Not before: a position never stands for half a command.
+            state.set_applied(*index, *term);
         }
-        state.assert_upto(upto);
+        state.assert_upto(upto.0);
+        state.set_applied(upto.0, upto.1);
         state.index.evict();
         let has_compacted = compacted_before < state.checkpoint.compact_revision;
         let bytes = state.pending.bytes();
@@ -497,16 +501,17 @@ impl Shared {
 }
 
 impl State {
-    fn assert_next(&mut self, index: u64, term: u64) {
+    fn assert_next(&self, index: u64) {
         let last = self.checkpoint.applied_index;
         assert!(last < index, "command {index} after {last} has been applied");
-        self.checkpoint.applied_index = index;
-        self.checkpoint.applied_term = term;
     }
 
-    fn assert_upto(&mut self, (index, term): (u64, u64)) {
+    fn assert_upto(&self, index: u64) {
         let last = self.checkpoint.applied_index;
         assert!(last <= index, "a batch up to {index} holds command {last}");
+    }
+
+    fn set_applied(&mut self, index: u64, term: u64) {
         self.checkpoint.applied_index = index;
         self.checkpoint.applied_term = term;
     }

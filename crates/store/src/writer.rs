@@ -97,11 +97,18 @@ impl Shared {
     }
 
     /// Makes everything that is applied durable, the position in the log with it.
+    ///
+    /// An error is final. After a failed sync the process has to stop: what redb holds in
+    /// memory and what the kernel holds may both differ from the disk then, and only opening
+    /// the file anew tells what is there.
     pub(crate) fn flush(&self) -> Result<(), Fatal> {
         self.check()?;
         let mut flushed = self.flushed.lock();
         let (blocks, checkpoint) = {
             let mut state = self.state.write();
+            // Asked again under the locks: whoever held them may have failed meanwhile, in the
+            // middle of a command or of a sync, and neither may be followed by a write.
+            self.check()?;
             for value in mem::take(&mut *self.fetched.lock()) {
                 state.index.warm(&value.key, value.at, value.value);
             }

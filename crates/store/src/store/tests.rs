@@ -124,3 +124,41 @@ fn a_missing_event_is_reported_while_a_writer_waits_for_the_lock() {
         assert!(matches!(outcome, Err(StoreError::Fatal(Fatal::Corrupt { revision: 2, .. }))));
     });
 }
+
+/// Pitfall D9: a command that the disk stops halfway is not applied, and what it has done
+/// until then gets to no disk.
+#[test]
+fn a_command_that_fails_halfway_is_neither_applied_nor_written() {
+    let probe = cold_store();
+    probe.is_lost.store(true, Ordering::Relaxed);
+    let put = |key: &'static str, prev_kv| {
+        let put = PutRequest { key: key.into(), value: "w".into(), prev_kv, ..Default::default() };
+        RequestOp::Put(put)
+    };
+    let success = vec![put("a", false), put("k", true)];
+    let txn = TxnRequest { success, ..TxnRequest::default() };
+    assert!(probe.store.apply(&[(2, 1, Request::Txn(txn))], (2, 1)).is_err());
+    assert_eq!(probe.store.applied(), (1, 1));
+    assert!(probe.store.flush().is_err());
+    assert_eq!(probe.store.durable_applied(), 1);
+}
+
+/// Pitfall D4: a flush that was on its way when the store failed writes nothing any more.
+#[test]
+fn a_flush_that_waits_while_the_store_fails_writes_nothing() {
+    let probe = cold_store();
+    let put = PutRequest { key: "b".into(), value: "v".into(), ..PutRequest::default() };
+    probe.store.apply(&[(2, 1, Request::Put(put))], (2, 1)).unwrap();
+    let shared = &*probe.store.shared;
+    std::thread::scope(|scope| {
+        let state = shared.state.write();
+        let flushing = scope.spawn(|| shared.flush());
+        while shared.flushed.try_lock().is_some() {
+            std::thread::yield_now();
+        }
+        shared.fail(missing(Revision::default()));
+        drop(state);
+        assert!(flushing.join().unwrap().is_err());
+    });
+    assert_eq!(probe.store.durable_applied(), 1);
+}
