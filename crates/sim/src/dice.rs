@@ -39,6 +39,8 @@ pub enum Stream {
     Crash,
     /// Whether the state machine makes itself durable.
     Checkpoint,
+    /// When a peer notices that a process has ended.
+    Unreachable,
     /// The shape of a world: sizes, rates, features.
     Shape,
     /// What a scenario does next.

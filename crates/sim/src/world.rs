@@ -83,6 +83,9 @@ impl Setup {
 /// Small, so that a log has many segments and a restart is cheap.
 const SEGMENT_BYTES: u64 = 64 * 1024;
 
+/// A peer that notices that a process has ended notices within this time.
+const UNREACHABLE_NANOS_MAX: u64 = 50_000_000;
+
 /// A cluster, its network and its disks.
 #[derive(Debug)]
 pub struct World {
@@ -456,8 +459,30 @@ impl World {
         let node = &mut self.nodes[place(id)];
         node.process = None;
         node.held = None;
+        node.other_count += 1;
+        let count = node.other_count;
         self.ledger.on_down(id);
         self.requests.on_down(id, now);
+        self.break_connections(id, count);
+    }
+
+    /// The connections to a process that ended break: most peers notice soon, some never.
+    fn break_connections(&mut self, id: NodeId, count: u64) {
+        for peer in self.node_ids() {
+            let Some(process) = &self.nodes[place(peer)].process else { continue };
+            let life = process.life;
+            let who = id.get() * 64 + peer.get();
+            if self.dice.chance(750_000, Stream::Unreachable, who, 2 * count) {
+                let delay = self.dice.within(
+                    &(0..=UNREACHABLE_NANOS_MAX),
+                    Stream::Unreachable,
+                    who,
+                    2 * count + 1,
+                );
+                let event = Event::PeerUnreachable { id };
+                self.schedule(self.now + delay, peer, Happening::Event { life, event });
+            }
+        }
     }
 
     /// The process stands still: it loses nothing and does nothing.
