@@ -25,6 +25,11 @@ pub(crate) type Request = http::Request<hyper::body::Incoming>;
 pub(crate) type Response = http::Response<Body>;
 
 const HEADER_LEN: usize = 5;
+
+/// The largest answer that is sent, in bytes: what grpc-go takes for the limit if nothing else is
+/// set, and what no client in use could take anyway.
+const ANSWER_BYTES_MAX: usize = (2 << 30) - 1;
+
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// A decoded request, and how large it was on the wire.
@@ -110,20 +115,35 @@ fn cut_short() -> Status {
     Status::internal("grpc: the request ended before its message did")
 }
 
-/// A successful answer.
+/// A successful answer, unless it is too large to be sent.
 pub(crate) fn reply<M: Message>(message: &M) -> Response {
-    response(Body::Message(encode(message)))
+    match encode(message, ANSWER_BYTES_MAX) {
+        Ok(frame) => response(Body::Message(frame)),
+        Err(status) => refuse(&status),
+    }
 }
 
 /// The frame that holds `message`.
-fn encode<M: Message>(message: &M) -> Bytes {
+///
+/// # Errors
+///
+/// When it takes more than `bytes_max`, in grpc-go's words.
+fn encode<M: Message>(message: &M, bytes_max: usize) -> Result<Bytes, Status> {
     let length = message.encoded_len();
+    let too_large = || {
+        let text =
+            format!("grpc: trying to send message larger than max ({length} vs. {bytes_max})");
+        Status::resource_exhausted(text)
+    };
+    if bytes_max < length {
+        return Err(too_large());
+    }
+    let prefix = u32::try_from(length).map_err(|_| too_large())?;
     let mut frame = BytesMut::with_capacity(HEADER_LEN + length);
     frame.put_u8(0);
-    // A message of 4 GiB would need a store of a request that is as large.
-    frame.put_u32(u32::try_from(length).expect("no answer is larger than 4 GiB"));
+    frame.put_u32(prefix);
     message.encode(&mut frame).expect("the buffer has room for all of it");
-    frame.freeze()
+    Ok(frame.freeze())
 }
 
 /// An answer that is only a status.
@@ -236,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_message_is_the_same_however_it_is_cut() {
-        let frame = encode(&request());
+        let frame = encode(&request(), 100).unwrap();
         for size in 1..=frame.len() {
             let pieces = frame.chunks(size).map(Bytes::copy_from_slice);
             assert_eq!(receive_pieces(pieces).unwrap(), request());
@@ -247,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_message_in_one_piece_is_not_copied() {
-        let frame = encode(&request());
+        let frame = encode(&request(), 100).unwrap();
         let place = frame.as_ptr_range();
         let received = receive_pieces([frame]).unwrap();
         assert!(place.contains(&received.key.as_ptr()));
@@ -256,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_frame_that_is_not_one_message_is_refused() {
-        let frame = encode(&request());
+        let frame = encode(&request(), 100).unwrap();
         let doubled = Bytes::from([&frame[..], &frame[..]].concat());
         let compressed = Bytes::from([&[1], &frame[1..]].concat());
         let cases = [
@@ -280,5 +300,17 @@ mod tests {
     fn the_refusal_of_a_large_message_names_both_sizes() {
         let status = receive_pieces([Bytes::from_static(&[0, 0, 0, 1, 0])]).unwrap_err();
         assert_eq!(status.message(), "grpc: received message larger than max (256 vs. 100)");
+    }
+
+    /// A range can select more than fits into a message, and that is no reason to panic.
+    #[test]
+    fn an_answer_that_is_too_large_is_refused() {
+        let length = request().encoded_len();
+        assert!(encode(&request(), length).is_ok());
+        let status = encode(&request(), length - 1).unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let text =
+            format!("grpc: trying to send message larger than max ({length} vs. {})", length - 1);
+        assert_eq!(status.message(), text);
     }
 }
