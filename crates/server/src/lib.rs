@@ -56,4 +56,4 @@ mod to_wire;
 
 pub use config::{ConfigError, ServerConfig};
 pub use maintenance::API_VERSION;
-pub use server::{RunningServer, Server, ShutdownError, StartError};
+pub use server::{RunningServer, Server, ServerFault, ShutdownError, StartError};

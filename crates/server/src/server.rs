@@ -23,6 +23,9 @@ use crate::{
 /// How long to wait before something that failed at once is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How often the store is asked whether its own thread has failed.
+const STORE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -184,9 +187,13 @@ impl RunningServer {
     }
 
     /// Waits until the replication has stopped by itself, because its disk failed for example,
-    /// and says why.
-    pub async fn failed(&self) -> kontiki::Fault {
-        self.service.raft.stopped().await
+    /// or the store has failed, and says why. A server that has failed has to be stopped: it
+    /// answers no one any more, and only a new start finds out what is on the disk.
+    pub async fn failed(&self) -> ServerFault {
+        tokio::select! {
+            fault = self.service.raft.stopped() => ServerFault::Raft(fault),
+            fatal = store_failed(&self.service.store) => ServerFault::Store(fatal),
+        }
     }
 
     /// Where clients are listened for, with the ports that the system chose.
@@ -226,6 +233,18 @@ impl RunningServer {
     }
 }
 
+/// Why a server has stopped working by itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerFault {
+    /// Its replication failed.
+    #[error(transparent)]
+    Raft(kontiki::Fault),
+    /// Its store failed: most often a disk that did not write out what it was given.
+    #[error("the store has failed; check the disk and start this server anew")]
+    Store(#[source] kontiki_store::Fatal),
+}
+
 /// What a server that is being stopped had suffered before.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -236,6 +255,18 @@ pub enum ShutdownError {
     /// Its store cannot be written out. Nothing is lost: the log has it.
     #[error("the store cannot be written out")]
     Store(#[source] kontiki_store::Fatal),
+}
+
+/// Waits until the store has failed. Its thread writes to the disk and compacts by itself, and
+/// without a write of a client nothing else would hear of its errors.
+async fn store_failed(store: &Store) -> kontiki_store::Fatal {
+    let mut ticks = time::interval(STORE_CHECK_INTERVAL);
+    loop {
+        ticks.tick().await;
+        if let Err(fatal) = store.check() {
+            return fatal;
+        }
+    }
 }
 
 /// Waits for a first read to be possible, and says so.
@@ -286,5 +317,47 @@ async fn announce(raft: Raft<KvMachine>, me: u64, client_urls: Vec<String>, aske
             Err(kontiki::ProposeError::Stopped(_)) => return,
             Err(_) => time::sleep(RETRY_INTERVAL).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kontiki_store::{Bytes, PutRequest, Request};
+
+    use super::*;
+
+    /// Replaces `from` wherever it lies in the file.
+    fn damage(path: &std::path::Path, from: &[u8]) {
+        let mut content = std::fs::read(path).unwrap();
+        let places: Vec<usize> =
+            (0..content.len()).filter(|&at| content[at..].starts_with(from)).collect();
+        assert!(!places.is_empty(), "the value is on disk");
+        places.iter().for_each(|&at| content[at] ^= 1);
+        std::fs::write(path, content).unwrap();
+    }
+
+    /// Pitfall D4: a server whose store has failed must not go on because nobody writes.
+    #[tokio::test]
+    async fn a_failed_store_is_heard_of_without_a_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = StoreOptions {
+            value_cache_bytes: 0,
+            page_cache_bytes: 0,
+            background: false,
+            ..StoreOptions::default()
+        };
+        let store = Store::open(dir.path(), options).unwrap();
+        let value = Bytes::from_static(b"a value that is nowhere else");
+        let put = PutRequest { key: "k".into(), value: value.clone(), ..PutRequest::default() };
+        store.apply(&[(1, 1, Request::Put(put.clone()))], (1, 1)).unwrap();
+        store.flush().unwrap();
+        let well = time::timeout(Duration::from_millis(10), store_failed(&store)).await;
+        assert!(well.is_err());
+
+        damage(&dir.path().join("events.redb"), &value);
+        let put = PutRequest { prev_kv: true, ..put };
+        assert!(store.apply(&[(2, 1, Request::Put(put))], (2, 1)).is_err());
+        let fatal = time::timeout(Duration::from_secs(30), store_failed(&store)).await.unwrap();
+        assert!(matches!(fatal, kontiki_store::Fatal::Corrupt { revision: 2, .. }), "{fatal}");
     }
 }
