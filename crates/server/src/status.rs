@@ -159,6 +159,10 @@ impl From<StoreError> for Failure {
             StoreError::FutureRevision => Refusal::FutureRevision,
             StoreError::KeyNotFound => Refusal::KeyNotFound,
             StoreError::LeaseNotFound => Refusal::LeaseNotFound,
+            // etcd has no such bound and so no text; the code keeps clients from trying again.
+            StoreError::TooLarge => {
+                return Self(Status::resource_exhausted(format!("etcdserver: {error}")));
+            }
             // The node stops, or has stopped: another server may well answer.
             StoreError::Fatal(_) => Refusal::Stopped,
             other => return Self(Status::unknown(other.to_string())),
@@ -226,5 +230,13 @@ mod tests {
         expected.sort_unstable();
         actual.sort_unstable();
         assert_eq!(actual, expected);
+    }
+
+    #[test]
+    fn a_write_that_would_return_too_much_exhausts_a_resource() {
+        let Failure(status) = StoreError::TooLarge.into();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let text = "etcdserver: the answer to this request would be too large";
+        assert_eq!(status.message(), text);
     }
 }

@@ -54,6 +54,9 @@ pub enum StoreError {
     /// The lease of a put does not exist.
     #[error("requested lease not found")]
     LeaseNotFound,
+    /// The ranges of one write would return more than any server should hold in memory.
+    #[error("the answer to this request would be too large")]
+    TooLarge,
     /// The disk failed under a read.
     #[error(transparent)]
     Fatal(#[from] Fatal),

@@ -27,6 +27,7 @@
 //! | --- | --- |
 //! | `request`, `response`, `error`, `codec`, `validate` | what goes in and out |
 //! | `state`, `txn`, `read` | etcd's semantics |
+//! | `measure` | how large an answer may become |
 //! | `index`, `key`, `range_end` | the keys in memory |
 //! | `record`, `pending`, `events`, `redb_events` | the events, in memory and on disk |
 //! | `store`, `writer`, `compaction`, `open`, `hash` | the lock, the thread, the life of the files |
@@ -38,6 +39,7 @@ mod events;
 mod hash;
 mod index;
 mod key;
+mod measure;
 mod open;
 mod pending;
 mod range_end;

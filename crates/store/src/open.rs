@@ -57,7 +57,8 @@ pub(crate) fn recover(
     let mut dead = Vec::new();
     let compact_revision = checkpoint.compact_revision;
     let index = KeyIndex::build(versions, compact_revision, options.value_cache_bytes, &mut dead);
-    let state = State { index, pending: Pending::default(), checkpoint };
+    let answer_bytes_max = crate::measure::ANSWER_BYTES_MAX;
+    let state = State { index, pending: Pending::default(), checkpoint, answer_bytes_max };
     let shared = Shared::new(events, state, collector.bytes, options);
     Ok((shared, Compaction::resume(compact_revision, dead)))
 }

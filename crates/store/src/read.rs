@@ -153,12 +153,12 @@ impl<'a> Selection<'a> {
 
     /// Whether keys are visited from the last to the first, so that the limit can be kept
     /// while collecting.
-    fn is_descending(&self) -> bool {
+    pub(crate) fn is_descending(&self) -> bool {
         self.request.sort_target == SortTarget::Key && self.request.sort_order == SortOrder::Descend
     }
 
     /// How many keys have to be collected before they are sorted.
-    fn picked_max(&self) -> usize {
+    pub(crate) fn picked_max(&self) -> usize {
         if self.request.sort_target == SortTarget::Key { self.limit() } else { usize::MAX }
     }
 
@@ -182,6 +182,16 @@ impl<'a> Selection<'a> {
         Ok(())
     }
 
+    /// What of a key may be returned.
+    pub(crate) fn picks<'e>(&self, entry: &'e KeyEntry) -> Option<Hit<'e>> {
+        entry.at(self.at).filter(|hit| !self.request.count_only && self.passes(&hit.version))
+    }
+
+    /// Whether values have to be collected, be it for sorting.
+    pub(crate) fn needs_values(&self) -> bool {
+        !self.request.keys_only || self.request.sort_target == SortTarget::Value
+    }
+
     fn passes(&self, version: &Version) -> bool {
         let is_within = |revision: i64, min: i64, max: i64| {
             (min == 0 || min <= revision) && (max == 0 || revision <= max)
@@ -196,10 +206,9 @@ impl<'a> Selection<'a> {
     }
 
     fn pick(&mut self, key: &[u8], hit: Hit<'_>, pending: &Pending) -> Result<(), Fatal> {
-        let sorts_by_value = self.request.sort_target == SortTarget::Value;
         let at = hit.version.at;
         let value = match hit.value {
-            _ if self.request.keys_only && !sorts_by_value => Bytes::new(),
+            _ if !self.needs_values() => Bytes::new(),
             Some(value) => value.clone(),
             None => match pending.find(at)? {
                 Some(event) => Bytes::copy_from_slice(event.value),

@@ -7,6 +7,7 @@ use crate::{
     error::{Fatal, StoreError},
     events::{Checkpoint, EventStore},
     index::KeyIndex,
+    measure::Measure,
     pending::Pending,
     range_end::Span,
     read::{Selection, fetch_value, key_value, missing},
@@ -24,6 +25,8 @@ pub(crate) struct State {
     pub(crate) pending: Pending,
     /// How far the commands in `index` go; the disk is behind by what is pending.
     pub(crate) checkpoint: Checkpoint,
+    /// [`ANSWER_BYTES_MAX`](crate::measure::ANSWER_BYTES_MAX), but in tests.
+    pub(crate) answer_bytes_max: usize,
 }
 
 impl State {
@@ -46,10 +49,14 @@ impl State {
                 self.write(events, |write| write.put(put)).map(Response::Put)
             }
             Request::DeleteRange(delete) => {
+                let mut measure = Measure::new(self, events);
+                measure.delete_range(delete)?;
+                measure.finish()?;
                 self.write(events, |write| write.delete_range(delete)).map(Response::DeleteRange)
             }
             Request::Txn(txn) => {
                 let plan = self.plan(events, txn)?;
+                self.check_answer(events, Self::path(txn, &plan))?;
                 let mut response = self.write(events, |write| write.txn(txn, &plan))?;
                 response.revision = self.checkpoint.revision;
                 Ok(Response::Txn(response))

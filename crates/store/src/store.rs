@@ -160,6 +160,7 @@ impl Store {
             index: KeyIndex::new(options.value_cache_bytes),
             pending: Pending::default(),
             checkpoint: Checkpoint::default(),
+            answer_bytes_max: crate::measure::ANSWER_BYTES_MAX,
         };
         Self::start(Shared::new(Box::new(MemoryEvents::default()), state, 0, options))
     }

@@ -42,8 +42,7 @@ impl State {
         txn: &TxnRequest,
     ) -> Result<Plan, StoreError> {
         let plan = self.evaluate(events, txn)?;
-        let mut path = Vec::new();
-        flatten(txn, &plan, &mut path);
+        let path = Self::path(txn, &plan);
         // etcd checks all puts before all ranges, and the first error is the answer.
         for (position, op) in path.iter().enumerate() {
             match op {
@@ -58,6 +57,13 @@ impl State {
             }
         }
         Ok(plan)
+    }
+
+    /// The operations of a planned transaction that will run, nested ones in place.
+    pub(crate) fn path<'a>(txn: &'a TxnRequest, plan: &Plan) -> Vec<&'a RequestOp> {
+        let mut path = Vec::new();
+        flatten(txn, plan, &mut path);
+        path
     }
 
     fn evaluate(&self, events: &dyn EventStore, txn: &TxnRequest) -> Result<Plan, Fatal> {

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     events::{Each, Found, Removed},
     record::{Block, Revision},
-    request::PutRequest,
+    request::{DeleteRangeRequest, PutRequest},
 };
 
 /// Events that look, whenever they are read, at whether a writer could get in.
@@ -70,15 +70,20 @@ struct Probe {
     is_lost: Arc<AtomicBool>,
 }
 
-/// A store of one key, whose value is not in memory.
+/// A store of one key, whose value is not in memory, and of answers up to 400 bytes.
 fn cold_store() -> Probe {
+    store_with(0)
+}
+
+fn store_with(value_cache_bytes: usize) -> Probe {
     let events = Watched::default();
     let (known, reads) = (Arc::clone(&events.shared), Arc::clone(&events.reads));
     let (locked, is_lost) = (Arc::clone(&events.locked), Arc::clone(&events.is_lost));
     let state = State {
-        index: KeyIndex::new(0),
+        index: KeyIndex::new(value_cache_bytes),
         pending: Pending::default(),
         checkpoint: Checkpoint::default(),
+        answer_bytes_max: 400,
     };
     let options = StoreOptions { background: false, ..StoreOptions::default() };
     let store = Store::start(Shared::new(Box::new(events), state, 0, options)).unwrap();
@@ -161,4 +166,67 @@ fn a_flush_that_waits_while_the_store_fails_writes_nothing() {
         assert!(flushing.join().unwrap().is_err());
     });
     assert_eq!(probe.store.durable_applied(), 1);
+}
+
+/// What would take all replicas down is refused by all: wherever the values are, to the byte,
+/// and before anything is written.
+#[test]
+fn an_answer_that_is_too_large_is_refused_before_the_first_write() {
+    let all = || DeleteRangeRequest { key: "a".into(), range_end: "z".into(), prev_kv: true };
+    let range = || RangeRequest { key: "a".into(), range_end: "z".into(), ..Default::default() };
+    let put = |key: &'static str, len: usize| PutRequest {
+        key: key.into(),
+        value: vec![7; len].into(),
+        ..PutRequest::default()
+    };
+    let txn = |ops: Vec<RequestOp>| {
+        let success = [vec![RequestOp::Put(put("c", 1))], ops].concat();
+        Request::Txn(TxnRequest { success, ..TxnRequest::default() })
+    };
+    // Each key counts 129 bytes, the value of "k" one more: 141 are left for that of "b".
+    for (len, fits) in [(141, true), (142, false)] {
+        for (cache, flushes) in [(0, true), (0, false), (1 << 20, true)] {
+            let limited = RangeRequest { limit: 1, ..range() };
+            let nested = TxnRequest {
+                success: vec![RequestOp::DeleteRange(all())],
+                ..TxnRequest::default()
+            };
+            for request in [
+                Request::DeleteRange(all()),
+                txn(vec![RequestOp::Range(range())]),
+                txn(vec![RequestOp::DeleteRange(all())]),
+                txn(vec![RequestOp::Txn(nested)]),
+            ] {
+                let probe = store_with(cache);
+                probe.store.apply(&[(2, 1, Request::Put(put("b", len)))], (2, 1)).unwrap();
+                if flushes {
+                    probe.store.flush().unwrap();
+                }
+                let outcome = probe.store.apply(&[(3, 1, request)], (3, 1)).unwrap().remove(0);
+                assert_eq!(outcome.is_ok(), fits, "{outcome:?}");
+                assert_eq!(probe.store.revision(), if fits { 4 } else { 3 });
+                assert!(fits || matches!(outcome, Err(StoreError::TooLarge)));
+                assert_eq!(probe.store.applied(), (3, 1));
+                // A count, or a few keys of many, are no matter.
+                let counted = RangeRequest { count_only: true, ..range() };
+                let small = [counted, limited.clone()].map(RequestOp::Range).to_vec();
+                assert!(probe.store.apply(&[(4, 1, txn(small))], (4, 1)).unwrap()[0].is_ok());
+            }
+        }
+    }
+}
+
+/// What each operation may return is no matter if all of them together return too much.
+#[test]
+fn the_answers_of_one_transaction_count_together() {
+    let probe = cold_store();
+    let range = RangeRequest { key: "a".into(), range_end: "z".into(), ..Default::default() };
+    for (count, fits) in [(3, true), (4, false)] {
+        let mut success = vec![RequestOp::Range(range.clone()); count];
+        success.push(RequestOp::Put(PutRequest { key: "~".into(), ..Default::default() }));
+        let txn = Request::Txn(TxnRequest { success, ..TxnRequest::default() });
+        let index = probe.store.applied().0 + 1;
+        let outcome = probe.store.apply(&[(index, 1, txn)], (index, 1)).unwrap().remove(0);
+        assert_eq!(outcome.is_ok(), fits);
+    }
 }
