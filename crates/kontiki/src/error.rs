@@ -49,8 +49,8 @@ pub enum Fault {
     /// so votes and acknowledgements that the cluster counts on are forgotten here.
     #[error(
         "{peer} knows this node by another data directory (store {known:016x}, here {ours:016x}): \
-         its data was wiped or replaced; restore that data directory, or remove this node from \
-         the cluster and add it as a new one",
+         its data was wiped or replaced, so it may have forgotten what it promised; start it \
+         with its own data directory (members cannot be replaced yet)",
         known = known.get(),
         ours = ours.get()
     )]

@@ -124,6 +124,11 @@ impl ServerConfig {
         let listen_clients = addresses("listen-client-urls", &self.listen_client_urls)?;
         addresses_or_none("advertise-client-urls", &self.advertise_client_urls)?;
         let listen_peers = single("listen-peer-urls", &self.listen_peer_urls)?;
+        let is_any_free_port = listen_peers.ends_with(":0");
+        if listen_clients.contains(&listen_peers) && !is_any_free_port {
+            let why = format!("{listen_peers} is taken by --listen-client-urls");
+            return Err(ConfigError::new("listen-peer-urls", why));
+        }
         let advertised = "initial-advertise-peer-urls";
         single(advertised, &self.initial_advertise_peer_urls)?;
 
@@ -301,6 +306,14 @@ mod tests {
         let checked = three().check().unwrap();
         assert_eq!(checked.peer_addresses, ["h1:2380", "h2:2380", "h3:2380"]);
         assert_eq!(checked.roster.me.node.get(), 2);
+    }
+
+    #[test]
+    fn clients_and_peers_need_ports_of_their_own() {
+        let mut config = three();
+        config.listen_peer_urls = config.listen_client_urls.clone();
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.ends_with("is taken by --listen-client-urls"), "{error}");
     }
 
     #[test]

@@ -177,7 +177,8 @@ impl From<ProposeError> for Failure {
             // Certainly lost. etcd has no text for that; this one lets clients try again.
             ProposeError::Superseded { .. } => Refusal::LeaderChanged,
             ProposeError::Stopped(_) => Refusal::Stopped,
-            // What became of the write is not known, and clients know that this text means it.
+            // The leader that had the write is gone or silent: it may be done, now or later.
+            ProposeError::Unknown { .. } => Refusal::TimedOutLeaderFailed,
             _ => Refusal::TimedOut,
         })
     }

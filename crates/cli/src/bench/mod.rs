@@ -135,6 +135,9 @@ pub(crate) async fn run(args: BenchArgs) -> Result<String, Failure> {
         load(&args, &workload, &connections).await?;
     }
     let tally = measure(&args, &workload, &connections).await;
+    if let Some(error) = tally.why_nothing_succeeded() {
+        return Err(Failure::new(format!("no operation succeeded: {error}")));
+    }
     if args.json { Ok(tally.json(&args)) } else { Ok(tally.text(&args)) }
 }
 

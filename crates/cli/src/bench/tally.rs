@@ -52,6 +52,14 @@ impl Tally {
         }
     }
 
+    /// The commonest error, if there were errors and nothing else.
+    pub(super) fn why_nothing_succeeded(&self) -> Option<&str> {
+        if self.done != 0 {
+            return None;
+        }
+        self.errors.iter().max_by_key(|(_, count)| **count).map(|(error, _)| error.as_str())
+    }
+
     /// Adds an operation; true when the wanted number has been measured.
     pub(super) fn add(
         &mut self,
