@@ -410,7 +410,7 @@ async fn a_node_whose_disk_was_wiped_is_refused_and_stops() {
     let fault = back.stopped().await;
     let Fault::StoreChanged { known, ours, .. } = &fault else { panic!("{fault:?}") };
     assert_ne!(known, ours);
-    assert!(fault.to_string().contains("restore that data directory"), "{fault}");
+    assert!(fault.to_string().contains("start it with its own data directory"), "{fault}");
 
     leader(&nodes).await;
     nodes[0].propose("after").await.unwrap();
