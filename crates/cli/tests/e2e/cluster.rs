@@ -95,7 +95,7 @@ fn a_server_whose_disk_was_wiped_is_refused_and_told_what_to_do() {
         assert_eq!(status.code(), Some(1));
         let log = servers.log(follower);
         let last = log.lines().last().unwrap();
-        assert!(last.contains("wiped") && last.contains("restore"), "{last}");
+        assert!(last.contains("wiped") && last.contains("its own data directory"), "{last}");
         // The others go on.
         let mut client = servers.client((follower + 1) % 3).await;
         assert_eq!(client.get("k", None).await.unwrap().kvs()[0].value(), b"v");
