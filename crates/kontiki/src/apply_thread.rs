@@ -95,6 +95,7 @@ where
                 match what {
                     Apply::Entries(entries) => self.collect(entries),
                     Apply::Stored(range) => self.collect_stored(range),
+                    Apply::Snapshot(_) => Ok(()),
                 }
             }
             ApplyJob::Read { serve, room } => {
@@ -147,7 +148,7 @@ where
             .iter()
             .filter_map(|entry| match &entry.payload {
                 Payload::Command(data) => Some(Command { id: entry.id, data }),
-                Payload::Blank | Payload::Membership(_) => None,
+                Payload::Blank | Payload::Session(_) | Payload::Membership(_) => None,
             })
             .collect();
 

@@ -15,15 +15,18 @@
 
 use std::sync::Arc;
 
+mod change;
+
 use bytes::Buf;
+use kontiki_log::{decode_membership, encode_membership};
 use kontiki_raft::{
-    AppendEntries, AppendEntriesReply, AppendResult, Body, Bytes, Entry, EntryId, Index, Member,
-    MemberRole, Membership, Message, NodeId, Payload, Proposal, ProposalId, Rejection, RequestVote,
-    RequestVoteReply, Round, Session, StoreId, Term, VoteKind,
+    AppendEntries, AppendEntriesReply, AppendResult, Body, Bytes, Entry, EntryId, Index,
+    Membership, Message, NodeId, Payload, Proposal, ProposalId, Readmission, Rejection, Report,
+    RequestVote, RequestVoteReply, Round, Session, Term, VoteKind,
 };
 
 /// The first byte of every message. Both ends of a connection have agreed on it before.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Why bytes are no message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +61,9 @@ pub enum DecodeError {
     /// An address that is not UTF-8.
     #[error("an address is not UTF-8")]
     Text,
+    /// Bytes that are no membership.
+    #[error("a membership is malformed")]
+    Membership,
     /// The command is not what the leader took: it was damaged on its way.
     #[error("the checksum of entry {at} does not match")]
     Checksum {
@@ -76,6 +82,7 @@ mod tag {
     pub(super) const PROPOSE_REPLY: u8 = 7;
     pub(super) const READ_INDEX: u8 = 8;
     pub(super) const READ_INDEX_REPLY: u8 = 9;
+    pub(super) const CHANGE_MEMBERSHIP: u8 = 10;
 }
 
 /// Appends the encoding of `message` to `buf`.
@@ -128,6 +135,7 @@ fn put_body(buf: &mut Vec<u8>, body: &Body) -> u8 {
                     put_entry_id(buf, hint);
                 }
             }
+            put_report(buf, reply.report);
             tag::APPEND_ENTRIES_REPLY
         }
         Body::TimeoutNow { last } => {
@@ -139,8 +147,14 @@ fn put_body(buf: &mut Vec<u8>, body: &Body) -> u8 {
             for proposal in proposals {
                 put(buf, proposal.id.get());
                 put_bytes(buf, &proposal.command);
+                buf.push(u8::from(proposal.is_session));
             }
             tag::PROPOSE
+        }
+        Body::ChangeMembership { id, change } => {
+            put(buf, id.get());
+            change::put_change_set(buf, change);
+            tag::CHANGE_MEMBERSHIP
         }
         Body::ProposeReply(replies) => {
             put_len(buf, replies.len());
@@ -168,6 +182,14 @@ fn put_append(buf: &mut Vec<u8>, append: &AppendEntries) {
     put_entry_id(buf, append.prev);
     put(buf, append.commit.get());
     put(buf, append.held_by_all.get());
+    match append.readmission {
+        None => buf.push(0),
+        Some(Readmission { life, upto }) => {
+            buf.push(1);
+            put(buf, life);
+            put(buf, upto.get());
+        }
+    }
     put_len(buf, append.entries.len());
     let mut prev = append.prev.index;
     for entry in &append.entries {
@@ -189,33 +211,30 @@ fn put_append(buf: &mut Vec<u8>, append: &AppendEntries) {
                 buf.push(2);
                 put_membership(buf, membership);
             }
+            Payload::Session(command) => {
+                buf.push(3);
+                put_bytes(buf, command);
+            }
         }
     }
 }
 
 fn put_membership(buf: &mut Vec<u8>, membership: &Membership) {
-    put_len(buf, membership.members.len());
-    for member in &membership.members {
-        put(buf, member.id.get());
-        buf.push(match member.role {
-            MemberRole::Voter => 0,
-            MemberRole::Learner => 1,
-            _ => unreachable!("the codec knows every role that this build has"),
-        });
-        put_bytes(buf, member.address.as_bytes());
-        match member.store {
-            None => buf.push(0),
-            Some(store) => {
-                buf.push(1);
-                buf.extend_from_slice(&store.get().to_le_bytes());
-            }
+    let mut encoded = Vec::new();
+    encode_membership(membership, &mut encoded);
+    put_bytes(buf, &encoded);
+}
+
+fn put_report(buf: &mut Vec<u8>, report: Report) {
+    buf.push(report.priority);
+    buf.push(u8::from(report.is_full));
+    match report.damaged {
+        None => buf.push(0),
+        Some(life) => {
+            buf.push(1);
+            put(buf, life);
         }
     }
-    put_len(buf, membership.outgoing.len());
-    for id in &membership.outgoing {
-        put(buf, id.get());
-    }
-    put(buf, membership.next_id.get());
 }
 
 fn put_result<T>(buf: &mut Vec<u8>, result: &Result<T, Rejection>, ok: fn(&mut Vec<u8>, &T)) {
@@ -247,6 +266,19 @@ fn put_rejection(buf: &mut Vec<u8>, why: &Rejection) {
         Rejection::NotReady => buf.push(5),
         Rejection::NoQuorum => buf.push(6),
         Rejection::Stopped => buf.push(7),
+        Rejection::MembershipInProgress { at } => {
+            buf.push(8);
+            put_entry_id(buf, *at);
+        }
+        Rejection::MembershipChanged { now } => {
+            buf.push(9);
+            put_entry_id(buf, *now);
+        }
+        Rejection::InvalidChange(why) => {
+            buf.push(10);
+            change::put_change_error(buf, why);
+        }
+        Rejection::NoSpace => buf.push(11),
     }
 }
 
@@ -330,11 +362,17 @@ impl Reader {
                     1 => AppendResult::Conflict { prev: self.entry_id()?, hint: self.entry_id()? },
                     tag => return Err(DecodeError::Tag { what: "append result", tag }),
                 },
+                report: self.report()?,
             }),
             tag::TIMEOUT_NOW => Body::TimeoutNow { last: self.entry_id()? },
             tag::PROPOSE => Body::Propose(self.list(|reader| {
-                Ok(Proposal { id: ProposalId(reader.number()?), command: reader.bytes()? })
+                let id = ProposalId(reader.number()?);
+                Ok(Proposal { id, command: reader.bytes()?, is_session: reader.bool()? })
             })?),
+            tag::CHANGE_MEMBERSHIP => Body::ChangeMembership {
+                id: ProposalId(self.number()?),
+                change: self.change_set()?,
+            },
             tag::PROPOSE_REPLY => Body::ProposeReply(self.list(|reader| {
                 let id = ProposalId(reader.number()?);
                 Ok((id, reader.result(Self::entry_id)?))
@@ -354,12 +392,16 @@ impl Reader {
         let prev = self.entry_id()?;
         let commit = Index(self.number()?);
         let held_by_all = Index(self.number()?);
+        let readmission = match self.bool()? {
+            false => None,
+            true => Some(Readmission { life: self.number()?, upto: Index(self.number()?) }),
+        };
         let mut index = prev.index;
         let entries = self.list(|reader| {
             index = Index(index.get().checked_add(1).ok_or(DecodeError::Range)?);
             reader.entry(index)
         })?;
-        Ok(AppendEntries { session, round, prev, commit, held_by_all, entries })
+        Ok(AppendEntries { session, round, prev, commit, held_by_all, readmission, entries })
     }
 
     fn entry(&mut self, index: Index) -> Result<Entry, DecodeError> {
@@ -369,6 +411,7 @@ impl Reader {
             0 => Payload::Blank,
             1 => Payload::Command(self.bytes()?),
             2 => Payload::Membership(Arc::new(self.membership()?)),
+            3 => Payload::Session(self.bytes()?),
             tag => return Err(DecodeError::Tag { what: "payload", tag }),
         };
         let entry = Entry { id, payload, checksum };
@@ -379,23 +422,16 @@ impl Reader {
     }
 
     fn membership(&mut self) -> Result<Membership, DecodeError> {
-        let members = self.list(|reader| {
-            let id = NodeId(reader.number()?);
-            let role = match reader.u8()? {
-                0 => MemberRole::Voter,
-                1 => MemberRole::Learner,
-                tag => return Err(DecodeError::Tag { what: "role", tag }),
-            };
-            let address = reader.bytes()?;
-            let address = std::str::from_utf8(&address).map_err(|_| DecodeError::Text)?.into();
-            let store = match reader.bool()? {
-                false => None,
-                true => Some(StoreId(u64::from_le_bytes(reader.array()?))),
-            };
-            Ok(Member { id, role, address, store })
-        })?;
-        let outgoing = self.list(|reader| Ok(NodeId(reader.number()?)))?;
-        Ok(Membership { members, outgoing, next_id: NodeId(self.number()?) })
+        decode_membership(&self.bytes()?).ok_or(DecodeError::Membership)
+    }
+
+    fn report(&mut self) -> Result<Report, DecodeError> {
+        let (priority, is_full) = (self.u8()?, self.bool()?);
+        let damaged = match self.bool()? {
+            false => None,
+            true => Some(self.number()?),
+        };
+        Ok(Report { priority, is_full, damaged })
     }
 
     fn result<T>(
@@ -414,6 +450,10 @@ impl Reader {
             5 => Rejection::NotReady,
             6 => Rejection::NoQuorum,
             7 => Rejection::Stopped,
+            8 => Rejection::MembershipInProgress { at: self.entry_id()? },
+            9 => Rejection::MembershipChanged { now: self.entry_id()? },
+            10 => Rejection::InvalidChange(self.change_error()?),
+            11 => Rejection::NoSpace,
             tag => return Err(DecodeError::Tag { what: "rejection", tag }),
         }))
     }

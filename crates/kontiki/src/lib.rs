@@ -77,9 +77,10 @@ pub use handle::{Applied, NodeIdentity, Raft, Status};
 pub use kontiki_disk::{Disk, DiskFile, DiskLock, RealDisk};
 pub use kontiki_log::{Identity, IdentityRequest, LogError, LogOptions};
 pub use kontiki_raft::{
-    Bytes, Config, Entry, EntryId, Envelope, Index, Member, MemberRole, Membership, Message,
-    NodeId, Payload, ProgressState, ProgressStatus, Recovered, Rejection, RestoreError, Role,
-    SoftState, StoreId, Term, Timestamp, WriteBatch,
+    Bytes, Change, ChangeError, ChangeSet, Config, Entry, EntryId, Envelope, Index, Member,
+    MemberRole, Membership, Message, NodeId, Payload, ProgressState, ProgressStatus, Promotion,
+    ReadMode, Recovered, Rejection, Report, RestoreError, Role, SnapshotMeta, SoftState, StoreId,
+    Term, Timestamp, WriteBatch,
 };
 pub use log_store::{FileLog, LogReader, LogStore, LogWriter, OpenedLog, Upkeep};
 pub use machine::{Batch, Command, StateMachine};

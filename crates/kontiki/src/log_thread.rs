@@ -361,6 +361,7 @@ mod tests {
             prev: EntryId::new(4, 1),
             commit: Index(9),
             held_by_all: Index(0),
+            readmission: None,
             entries: Vec::new(),
         };
         let message = Message { term: Term(1), body: Body::AppendEntries(append) };

@@ -12,9 +12,9 @@ use std::ops::RangeInclusive;
 
 use kontiki_raft::{
     Apply, Bytes, Config, Effects, Entry, EntryId, Envelope, Index, Input, LogWrite, Message,
-    NodeId, Outbound, Proposal, ProposalId, ProposalOutcome, RaftCore, ReadId, ReadOutcome,
-    Recovered, Rejection, RestoreError, Role, Session, SoftState, Status, Term, Timestamp,
-    WriteTicket,
+    NodeId, Outbound, Proposal, ProposalId, ProposalOutcome, RaftCore, ReadId, ReadMode,
+    ReadOutcome, Recovered, Rejection, RestoreError, Role, Session, SoftState, Status, Term,
+    Timestamp, Unavailable, WriteTicket,
 };
 
 use crate::requests::{Answers, Requests, What};
@@ -234,7 +234,8 @@ impl Replica {
             Event::Persisted(ticket) => self.core.step(now, Input::Persisted(ticket)),
             Event::WriteFailed(ticket) => self.core.step(now, Input::WriteFailed(ticket)),
             Event::EntriesUnavailable { to, session } => {
-                self.core.step(now, Input::EntriesUnavailable { to, session });
+                self.core
+                    .step(now, Input::EntriesUnavailable { to, session, why: Unavailable::Retry });
             }
             Event::PeerUnreachable { id } => self.core.step(now, Input::PeerUnreachable { id }),
             Event::Campaign => self.core.step(now, Input::Campaign),
@@ -288,7 +289,7 @@ impl Replica {
             return;
         }
         let attempt = self.requests.open(id, deadline, What::Proposal(command.clone()));
-        self.proposals.push(Proposal { id: ProposalId(attempt), command });
+        self.proposals.push(Proposal { id: ProposalId(attempt), command, is_session: false });
     }
 
     fn on_read(&mut self, now: Timestamp, id: RequestId, deadline: Timestamp) {
@@ -297,7 +298,7 @@ impl Replica {
             return;
         }
         let attempt = self.requests.open(id, deadline, What::Read);
-        self.core.step(now, Input::Read { id: ReadId(attempt) });
+        self.core.step(now, Input::Read { id: ReadId(attempt), mode: ReadMode::ReadIndex });
     }
 
     fn on_applied(&mut self, now: Timestamp, upto: Index, durable: Index) {
@@ -325,9 +326,15 @@ impl Replica {
             let (core, proposals) = (&mut self.core, &mut self.proposals);
             self.requests.retry(|attempt, what| match what {
                 What::Proposal(command) => {
-                    proposals.push(Proposal { id: ProposalId(attempt), command });
+                    proposals.push(Proposal {
+                        id: ProposalId(attempt),
+                        command,
+                        is_session: false,
+                    });
                 }
-                What::Read => core.step(now, Input::Read { id: ReadId(attempt) }),
+                What::Read => {
+                    core.step(now, Input::Read { id: ReadId(attempt), mode: ReadMode::ReadIndex })
+                }
             });
         }
         self.is_retry_due = false;
@@ -412,6 +419,7 @@ impl Replica {
                 _ => return,
             },
             Apply::Stored(range) => (*range.start(), *range.end()),
+            Apply::Snapshot(_) => return,
         };
         assert!(
             first == self.handed_index.next() && first <= last,

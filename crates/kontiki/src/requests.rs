@@ -142,7 +142,10 @@ impl Requests {
     /// The request was refused without a trace. Keeps it to be tried again where that may help.
     pub(crate) fn on_rejected(&mut self, attempt: u64, why: Rejection, answers: &mut Answers) {
         match why {
-            Rejection::NotLeader { .. } | Rejection::NotReady | Rejection::Transferring { .. } => {
+            Rejection::NotLeader { .. }
+            | Rejection::NotReady
+            | Rejection::Transferring { .. }
+            | Rejection::MembershipInProgress { .. } => {
                 let Some(request) = self.open.get_mut(&attempt) else { return };
                 request.stage = Stage::Waiting(why);
                 self.waiting.insert(attempt);
@@ -150,6 +153,9 @@ impl Requests {
             Rejection::Busy
             | Rejection::TooLarge { .. }
             | Rejection::NoQuorum
+            | Rejection::MembershipChanged { .. }
+            | Rejection::InvalidChange(_)
+            | Rejection::NoSpace
             | Rejection::Stopped => self.close(attempt, Answer::Rejected(why), answers),
         }
     }

@@ -159,6 +159,7 @@ pub fn message_bytes(message: &Message) -> usize {
         Body::Propose(proposals) => {
             proposals.iter().map(|proposal: &Proposal| 16 + proposal.command.len()).sum()
         }
+        Body::ChangeMembership { change, .. } => 256 * change.changes.len(),
         Body::ProposeReply(replies) => 32 * replies.len(),
         Body::RequestVote(_)
         | Body::RequestVoteReply(_)

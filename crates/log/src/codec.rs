@@ -5,11 +5,13 @@
 use std::sync::Arc;
 
 use kontiki_disk::ByteReader;
-use kontiki_raft::{Member, MemberRole, Membership, NodeId, StoreId};
+use kontiki_raft::{Bytes, Member, MemberRole, Membership, NodeId, Promotion, StoreId};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const VOTER: u8 = 1;
 const LEARNER: u8 = 2;
+const LEARNER_PROMOTED_WHEN_CAUGHT_UP: u8 = 3;
+const LEARNER_REPLACING: u8 = 4;
 
 /// Appends the encoding of a membership to `buf`.
 ///
@@ -22,19 +24,33 @@ pub fn encode_membership(membership: &Membership, buf: &mut Vec<u8>) {
     put_len(buf, membership.members.len());
     for member in &membership.members {
         put_u64(buf, member.id.get());
-        buf.push(match member.role {
-            MemberRole::Voter => VOTER,
-            MemberRole::Learner => LEARNER,
-            role => unreachable!("the log format does not know the role {role:?}"),
-        });
+        put_role(member.role, buf);
         buf.push(u8::from(member.store.is_some()));
         put_u64(buf, member.store.unwrap_or_default().get());
         put_len(buf, member.address.len());
         buf.extend_from_slice(member.address.as_bytes());
+        put_len(buf, member.context.len());
+        buf.extend_from_slice(&member.context);
     }
     put_len(buf, membership.outgoing.len());
     for id in &membership.outgoing {
         put_u64(buf, id.get());
+    }
+}
+
+fn put_role(role: MemberRole, buf: &mut Vec<u8>) {
+    let promotion = match role {
+        MemberRole::Voter => return buf.push(VOTER),
+        MemberRole::Learner { promotion } => promotion,
+        role => unreachable!("the log format does not know the role {role:?}"),
+    };
+    match promotion {
+        Promotion::ByHand => buf.push(LEARNER),
+        Promotion::WhenCaughtUp => buf.push(LEARNER_PROMOTED_WHEN_CAUGHT_UP),
+        Promotion::Replacing(old) => {
+            buf.push(LEARNER_REPLACING);
+            put_u64(buf, old.get());
+        }
     }
 }
 
@@ -64,7 +80,13 @@ fn decode_member(reader: &mut ByteReader<'_>) -> Option<Member> {
     let id = NodeId(reader.u64()?);
     let role = match reader.u8()? {
         VOTER => MemberRole::Voter,
-        LEARNER => MemberRole::Learner,
+        LEARNER => MemberRole::Learner { promotion: Promotion::ByHand },
+        LEARNER_PROMOTED_WHEN_CAUGHT_UP => {
+            MemberRole::Learner { promotion: Promotion::WhenCaughtUp }
+        }
+        LEARNER_REPLACING => {
+            MemberRole::Learner { promotion: Promotion::Replacing(NodeId(reader.u64()?)) }
+        }
         _ => return None,
     };
     let has_store = match reader.u8()? {
@@ -75,7 +97,9 @@ fn decode_member(reader: &mut ByteReader<'_>) -> Option<Member> {
     let store = has_store.then_some(StoreId(reader.u64()?));
     let len = usize::try_from(reader.u32()?).ok()?;
     let address: Arc<str> = std::str::from_utf8(reader.bytes(len)?).ok()?.into();
-    Some(Member { id, role, address, store })
+    let len = usize::try_from(reader.u32()?).ok()?;
+    let context = Bytes::copy_from_slice(reader.bytes(len)?);
+    Some(Member { id, role, address, store, context })
 }
 
 pub(crate) fn put_u32(buf: &mut Vec<u8>, value: u32) {
@@ -97,7 +121,9 @@ mod tests {
     fn joint() -> Membership {
         let mut membership =
             Membership::of_voters([(NodeId(1), "a:1"), (NodeId(2), "b:2"), (NodeId(9), "")]);
-        membership.members[1].role = MemberRole::Learner;
+        membership.members[1].role =
+            MemberRole::Learner { promotion: Promotion::Replacing(NodeId(9)) };
+        membership.members[1].context = Bytes::from_static(b"named");
         membership.members[2].store = Some(StoreId(77));
         membership.outgoing = vec![NodeId(1), NodeId(2)];
         membership

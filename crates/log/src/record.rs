@@ -30,6 +30,7 @@ pub(crate) const ENTRY_HEADER_BYTES: usize = 24;
 const BLANK: u8 = 1;
 const COMMAND: u8 = 2;
 const MEMBERSHIP: u8 = 3;
+const SESSION: u8 = 4;
 
 /// The user bytes of a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,6 +167,7 @@ impl Location {
         let (kind, membership) = match &entry.payload {
             Payload::Blank => (BLANK, None),
             Payload::Command(_) => (COMMAND, None),
+            Payload::Session(_) => (SESSION, None),
             Payload::Membership(membership) => (MEMBERSHIP, Some(Arc::clone(membership))),
         };
         (Self { term: entry.id.term, segment, offset, len, kind, mask }, membership)
@@ -187,6 +189,10 @@ pub(crate) fn encode_entry(entry: &Entry, buf: &mut Vec<u8>) -> usize {
             buf.extend_from_slice(command);
             // The leader's own, not made anew: it has to prove what the leader took.
             (COMMAND, entry.checksum)
+        }
+        Payload::Session(command) => {
+            buf.extend_from_slice(command);
+            (SESSION, entry.checksum)
         }
         Payload::Membership(membership) => {
             encode_membership(membership, buf);
@@ -260,10 +266,11 @@ impl<'a> StoredEntry<'a> {
         let payload = match self.kind {
             BLANK if data.is_empty() => Payload::Blank,
             COMMAND => Payload::Command(data),
+            SESSION => Payload::Session(data),
             MEMBERSHIP => Payload::Membership(Arc::new(decode_membership(&data)?)),
             _ => return None,
         };
-        let checksum = if self.kind == COMMAND { self.checksum } else { 0 };
+        let checksum = if matches!(self.kind, COMMAND | SESSION) { self.checksum } else { 0 };
         Some(Entry { id: self.id, payload, checksum })
     }
 }

@@ -7,8 +7,8 @@
 //! exist (pitfall B7, CCF #5674).
 
 use crate::{
-    AppendEntries, AppendEntriesReply, AppendResult, Body, EntryId, Index, NodeId, RaftCore, Round,
-    Session, Term,
+    AppendEntries, AppendEntriesReply, AppendResult, Body, EntryId, Index, NodeId, RaftCore,
+    Report, Round, Session, Term,
     core::{NUMBER_MAX, State},
 };
 
@@ -153,7 +153,13 @@ impl RaftCore {
         let result = AppendResult::Conflict { prev, hint };
         self.send(
             leader,
-            Body::AppendEntriesReply(AppendEntriesReply { session, round, received, result }),
+            Body::AppendEntriesReply(AppendEntriesReply {
+                session,
+                round,
+                received,
+                result,
+                report: Report::default(),
+            }),
         );
     }
 
@@ -175,7 +181,13 @@ impl RaftCore {
         let result = AppendResult::Match(matched);
         self.send(
             leader,
-            Body::AppendEntriesReply(AppendEntriesReply { session, round, received, result }),
+            Body::AppendEntriesReply(AppendEntriesReply {
+                session,
+                round,
+                received,
+                result,
+                report: Report::default(),
+            }),
         );
     }
 
@@ -186,6 +198,7 @@ impl RaftCore {
             round: append.round,
             received: Index::ZERO,
             result: AppendResult::Match(Index::ZERO),
+            report: Report::default(),
         };
         self.send(from, Body::AppendEntriesReply(reply));
     }

@@ -37,6 +37,18 @@ pub struct Config {
     pub log_cache_bytes_max: usize,
     /// Reads that wait for a round. Beyond it they are refused with `Busy`. 65,536.
     pub pending_reads_max: usize,
+    /// How much faster than another the clock of a node may run, in millionths. Lease reads rest
+    /// on it; 0, the default, turns them off: they are then served as any other.
+    pub clock_drift_ppm_max: u32,
+    /// Who should lead if all else is equal: the higher, the sooner it stands, and a leader hands
+    /// over to a follower with a higher one that has caught up. Never part of a vote. 0.
+    pub priority: u8,
+    /// The newest entries are kept though every voter has them, up to this many bytes, so that a
+    /// server that was away needs no snapshot. 16 MiB.
+    pub log_keep_bytes: u64,
+    /// Beyond this many bytes the log is purged though a follower still needs it: that one gets a
+    /// snapshot. 1 GiB.
+    pub log_bytes_max: u64,
     /// A purge is asked for only when it frees at least this many entries. 1,024.
     pub purge_entries_min: u64,
 }
@@ -60,6 +72,10 @@ impl Config {
             unapplied_bytes_max: 64 * MIB,
             log_cache_bytes_max: 32 * MIB,
             pending_reads_max: 65_536,
+            clock_drift_ppm_max: 0,
+            priority: 0,
+            log_keep_bytes: 16 << 20,
+            log_bytes_max: 1 << 30,
             purge_entries_min: 1_024,
         }
     }
@@ -79,6 +95,8 @@ impl Config {
             ),
             (!self.storage_stall_timeout.is_zero(), "storage_stall_timeout must not be 0"),
             (0 < self.inflight_messages_max, "inflight_messages_max must not be 0"),
+            (self.clock_drift_ppm_max < 1_000_000, "clock_drift_ppm_max must be below a million"),
+            (self.log_keep_bytes <= self.log_bytes_max, "log_bytes_max must hold log_keep_bytes"),
             (0 < self.pending_reads_max, "pending_reads_max must not be 0"),
             (
                 self.entry_bytes_max <= self.uncommitted_bytes_max,

@@ -129,7 +129,7 @@ impl RaftCore {
         match input {
             Input::Message { from, message } => self.on_message(from, message),
             Input::Propose(proposals) => self.on_propose(proposals),
-            Input::Read { id } => self.on_read(id),
+            Input::Read { id, mode: _ } => self.on_read(id),
             Input::Persisted(ticket) => self.on_persisted(&ticket),
             Input::WriteFailed(ticket) => self.on_write_failed(&ticket),
             Input::Applied { upto, durable } => self.applying.on_applied(upto, durable),
@@ -138,6 +138,11 @@ impl RaftCore {
             Input::EntriesUnavailable { .. } => {}
             Input::Purged { upto } => self.on_purged(upto),
             Input::PeerUnreachable { id } => self.on_unreachable(id),
+            Input::ChangeMembership { .. }
+            | Input::SnapshotReceived { .. }
+            | Input::SnapshotSent { .. }
+            | Input::StorageSpace { .. }
+            | Input::PeerStore { .. } => {}
             Input::Campaign => self.on_campaign(),
             Input::TransferLeadership { to } => self.on_transfer_leadership(to),
             Input::Timeout => self.on_timeout(),
@@ -203,6 +208,11 @@ impl RaftCore {
             last: self.log.last(),
             durable_index: self.writes.durable_index(),
             membership: &self.membership,
+            membership_at: EntryId::ZERO,
+            lease_until: None,
+            transfer_to: None,
+            damaged: None,
+            is_storage_full: false,
             oldest_write: self.writes.oldest(),
             progress,
         }
@@ -241,6 +251,7 @@ impl RaftCore {
             Body::AppendEntriesReply(reply) => self.on_append_entries_reply(from, reply),
             Body::TimeoutNow { last } => self.on_timeout_now(from, last),
             Body::Propose(proposals) => self.on_forwarded_proposals(from, proposals),
+            Body::ChangeMembership { .. } => {}
             Body::ProposeReply(results) => self.on_propose_reply(from, results),
             Body::ReadIndex { batch } => self.on_read_index(from, batch),
             Body::ReadIndexReply { batch, result } => {
@@ -259,6 +270,7 @@ impl RaftCore {
             | Body::AppendEntriesReply(_)
             | Body::TimeoutNow { .. }
             | Body::Propose(_)
+            | Body::ChangeMembership { .. }
             | Body::ProposeReply(_)
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. } => {}
@@ -341,11 +353,16 @@ impl RaftCore {
                     ProposalOutcome::Rejected { id: proposal.id, why: Rejection::Stopped }
                 }));
             }
-            Input::Read { id } => {
+            Input::Read { id, .. } => {
                 self.read_outcomes.push(ReadOutcome::Rejected { id, why: Rejection::Stopped });
             }
             Input::Applied { upto, durable } => self.applying.on_applied(upto, durable),
-            Input::Message { .. }
+            Input::ChangeMembership { .. }
+            | Input::SnapshotReceived { .. }
+            | Input::SnapshotSent { .. }
+            | Input::StorageSpace { .. }
+            | Input::PeerStore { .. }
+            | Input::Message { .. }
             | Input::Persisted(_)
             | Input::WriteFailed(_)
             | Input::EntriesUnavailable { .. }
@@ -409,7 +426,7 @@ impl RaftCore {
             HardState { term: self.term, voted_for: self.voted_for, commit: self.commit_index };
         let sequence = self.writes.hand_out(last, self.now);
         Some(LogWrite {
-            batch: WriteBatch { hard_state: Some(hard_state), entries },
+            batch: WriteBatch { hard_state: Some(hard_state), entries, ..WriteBatch::default() },
             ticket: WriteTicket { node: self.config.id, sequence },
         })
     }

@@ -8,10 +8,11 @@
 //! Two promises are asked in return: writes and entries to apply keep their order, and a
 //! [`WriteTicket`] is handed back only when its write is durable. Only messages may be dropped.
 
-use std::{fmt, ops::RangeInclusive};
+use std::{fmt, ops::RangeInclusive, sync::Arc};
 
 use crate::{
-    Entry, EntryId, Envelope, HardState, Index, NodeId, ProposalId, ReadId, Role, Session, Term,
+    ChangeError, Entry, EntryId, Envelope, HardState, Index, Membership, NodeId, ProposalId,
+    ReadId, Role, Session, SnapshotMeta, Term,
 };
 
 /// Everything that one [`poll`](crate::RaftCore::poll) asks for. The caller keeps one and hands
@@ -33,6 +34,10 @@ pub struct Effects {
     /// The log may be purged up to here: every voter holds it, and the state machine has made
     /// it durable.
     pub purge: Option<EntryId>,
+    /// Snapshots to be sent, or not any more.
+    pub snapshots: Vec<SnapshotEffect>,
+    /// The membership in force has changed to that of this entry: whom to connect to.
+    pub membership: Option<(EntryId, Arc<Membership>)>,
 }
 
 impl Effects {
@@ -46,6 +51,8 @@ impl Effects {
             && self.reads.is_empty()
             && self.soft_state.is_none()
             && self.purge.is_none()
+            && self.snapshots.is_empty()
+            && self.membership.is_none()
     }
 
     pub(crate) fn clear(&mut self) {
@@ -56,6 +63,8 @@ impl Effects {
         self.reads.clear();
         self.soft_state = None;
         self.purge = None;
+        self.snapshots.clear();
+        self.membership = None;
     }
 }
 
@@ -90,6 +99,32 @@ pub enum Apply {
     Entries(Vec<Entry>),
     /// Read these from the log and apply them: the core does not hold them any more.
     Stored(RangeInclusive<Index>),
+    /// Replace the whole state by that of this snapshot, which the host has received.
+    Snapshot(SnapshotMeta),
+}
+
+/// A snapshot that somebody needs, or does not need any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a host that overlooks a kind must not compile")]
+pub enum SnapshotEffect {
+    /// Send the newest snapshot to this follower, which needs entries that are purged; make one
+    /// if there is none that reaches `at_least`. Say
+    /// [`SnapshotSent`](crate::Input::SnapshotSent) when it has ended, well or not.
+    Send {
+        /// The follower.
+        to: NodeId,
+        /// To be named when it has ended.
+        session: Session,
+        /// It must stand for the log up to here or more.
+        at_least: Index,
+    },
+    /// The transfer to this follower has become pointless.
+    Cancel {
+        /// The follower.
+        to: NodeId,
+        /// The session of the transfer.
+        session: Session,
+    },
 }
 
 /// A write to the log, and the ticket to hand back when it is durable.
@@ -110,6 +145,11 @@ pub struct WriteBatch {
     /// Entries with consecutive indexes. The first may lie below the end of the log: then it
     /// replaces what was there, and everything after it is gone (§5.3).
     pub entries: Vec<Entry>,
+    /// Before anything else the whole log is dropped, and starts again after the last entry of
+    /// this snapshot (§7). `entries` follow it.
+    pub reset_to: Option<SnapshotMeta>,
+    /// What was damaged is refilled: the log may forget that it ever was.
+    pub is_repaired: bool,
 }
 
 /// Proof that a write was carried out.
@@ -217,6 +257,20 @@ pub enum Rejection {
     NoQuorum,
     /// This node has stopped taking part.
     Stopped,
+    /// Another change of the membership is under way, at this entry. Try again when it is done.
+    MembershipInProgress {
+        /// The entry.
+        at: EntryId,
+    },
+    /// The membership is not the one that was expected.
+    MembershipChanged {
+        /// The entry of the one in force.
+        now: EntryId,
+    },
+    /// The change makes no sense for the membership in force.
+    InvalidChange(ChangeError),
+    /// The disk of the leader is full. Reads go on.
+    NoSpace,
 }
 
 impl fmt::Display for Rejection {
@@ -232,6 +286,14 @@ impl fmt::Display for Rejection {
             Self::NotReady => f.write_str("the leader has not committed in its term yet"),
             Self::NoQuorum => f.write_str("no quorum could be reached in time"),
             Self::Stopped => f.write_str("this node has stopped"),
+            Self::MembershipInProgress { at } => {
+                write!(f, "another change of the membership is under way, at {at}")
+            }
+            Self::MembershipChanged { now } => {
+                write!(f, "the membership has changed meanwhile, to that of {now}")
+            }
+            Self::InvalidChange(why) => write!(f, "{why}"),
+            Self::NoSpace => f.write_str("the disk of the leader is full"),
         }
     }
 }

@@ -61,6 +61,9 @@ pub enum Payload {
     Blank,
     /// A command for the state machine.
     Command(Bytes),
+    /// A command of a client session, or about one: the host's library keeps the sessions, so
+    /// that a command that is proposed twice is applied once (§8, thesis §6.3).
+    Session(Bytes),
     /// A new membership. In force from the moment it is appended (thesis §4.1).
     Membership(Arc<Membership>),
 }
@@ -68,7 +71,7 @@ pub enum Payload {
 impl Payload {
     fn checksum(&self) -> u32 {
         match self {
-            Self::Command(command) => crc32c::crc32c(command),
+            Self::Command(command) | Self::Session(command) => crc32c::crc32c(command),
             Self::Blank | Self::Membership(_) => 0,
         }
     }
@@ -78,9 +81,9 @@ impl Payload {
     pub fn byte_len(&self) -> usize {
         match self {
             Self::Blank => 0,
-            Self::Command(command) => command.len(),
+            Self::Command(command) | Self::Session(command) => command.len(),
             Self::Membership(membership) => {
-                membership.members.iter().map(|m| 32 + m.address.len()).sum()
+                membership.members.iter().map(|m| 32 + m.address.len() + m.context.len()).sum()
             }
         }
     }

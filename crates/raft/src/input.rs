@@ -1,6 +1,33 @@
 //! What the world tells the core.
 
-use crate::{EntryId, Index, Message, NodeId, Proposal, ReadId, Session, WriteTicket};
+use crate::{
+    ChangeSet, EntryId, Index, Message, NodeId, Proposal, ProposalId, ReadId, Session,
+    SnapshotMeta, StoreId, WriteTicket,
+};
+
+/// How it is shown that a read is current.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "a host that overlooks a mode must not compile")]
+pub enum ReadMode {
+    /// By one round of heartbeats, which all waiting reads share (thesis §6.4).
+    #[default]
+    ReadIndex,
+    /// By the leader's lease, while it holds one: no round, but the clocks of the cluster must
+    /// not drift apart faster than
+    /// [`clock_drift_ppm_max`](crate::Config::clock_drift_ppm_max) (thesis §6.4.1). As
+    /// `ReadIndex` otherwise.
+    Lease,
+}
+
+/// Why the entries that were asked for could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "a host that overlooks a reason must not compile")]
+pub enum Unavailable {
+    /// They were purged meanwhile, or too much else was being read. Asking again is right.
+    Retry,
+    /// The disk does not give them back. Another leader may have better luck.
+    Damaged,
+}
 
 /// Something that happened. Given to [`RaftCore::step`](crate::RaftCore::step).
 #[derive(Debug)]
@@ -21,6 +48,17 @@ pub enum Input {
     Read {
         /// How the host calls it.
         id: ReadId,
+        /// What it rests on.
+        mode: ReadMode,
+    },
+    /// Somebody wants the membership changed. Gets one
+    /// [`ProposalOutcome`](crate::ProposalOutcome): the entry that it names is the first of the
+    /// change, which is joint when voters change; the final one follows by itself.
+    ChangeMembership {
+        /// How the host calls it. Shares its numbers with proposals.
+        id: ProposalId,
+        /// What is wanted.
+        change: ChangeSet,
     },
     /// The write with this ticket and all before it are durable.
     Persisted(WriteTicket),
@@ -40,6 +78,40 @@ pub enum Input {
         to: NodeId,
         /// The session they were for.
         session: Session,
+        /// Why.
+        why: Unavailable,
+    },
+    /// A snapshot from this peer is whole, verified and durable here. It counts for nothing
+    /// until the core says so: [`WriteBatch::reset_to`](crate::WriteBatch::reset_to) and
+    /// [`Apply::Snapshot`](crate::Apply::Snapshot).
+    SnapshotReceived {
+        /// Who sent it.
+        from: NodeId,
+        /// What it stands for.
+        meta: SnapshotMeta,
+    },
+    /// The transfer that [`SnapshotEffect::Send`](crate::SnapshotEffect::Send) asked for has
+    /// ended. Only the follower's own reply moves its match index (pitfall M11).
+    SnapshotSent {
+        /// To whom.
+        to: NodeId,
+        /// The session that was named.
+        session: Session,
+        /// The last entry that it stands for, if it arrived.
+        sent: Option<EntryId>,
+    },
+    /// The disk under the log has become full, or has space again. While it is full the node
+    /// takes no proposals, and hands its leadership over if it can.
+    StorageSpace {
+        /// Whether it is full.
+        is_full: bool,
+    },
+    /// The transport has met this peer with this data directory.
+    PeerStore {
+        /// The peer.
+        id: NodeId,
+        /// Its data directory.
+        store: StoreId,
     },
     /// The log was purged: it starts after this entry.
     Purged {

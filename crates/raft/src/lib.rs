@@ -34,7 +34,7 @@
 //! for round in 0..4 {
 //!     if round == 2 {
 //!         let command = Bytes::from_static(b"hello");
-//!         core.step(now, Input::Propose(vec![Proposal { id: ProposalId(1), command }]));
+//!         core.step(now, Input::Propose(vec![Proposal { id: ProposalId(1), command, is_session: false }]));
 //!     }
 //!     core.poll(now, &mut effects);
 //!     applied.extend(effects.apply.drain(..));
@@ -50,6 +50,7 @@
 
 mod append;
 mod apply;
+mod change;
 mod config;
 mod core;
 mod effect;
@@ -72,21 +73,22 @@ mod transfer;
 mod write;
 
 pub use bytes::Bytes;
+pub use change::{Change, ChangeError, ChangeSet};
 pub use config::{Config, ConfigError};
 pub use core::RaftCore;
 pub use effect::{
-    Apply, Effects, LogWrite, Outbound, ProposalOutcome, ReadOutcome, Rejection, SoftState,
-    WriteBatch, WriteTicket,
+    Apply, Effects, LogWrite, Outbound, ProposalOutcome, ReadOutcome, Rejection, SnapshotEffect,
+    SoftState, WriteBatch, WriteTicket,
 };
 pub use entry::{Entry, Payload};
 pub use id::{
     EntryId, Index, NodeId, ProposalId, ReadId, Round, Session, StoreId, Term, Timestamp,
 };
-pub use input::Input;
-pub use membership::{Member, MemberRole, Membership};
+pub use input::{Input, ReadMode, Unavailable};
+pub use membership::{Member, MemberRole, Membership, Promotion};
 pub use message::{
     AppendEntries, AppendEntriesReply, AppendResult, Body, Envelope, Message, Proposal,
-    RequestVote, RequestVoteReply, VoteKind,
+    Readmission, Report, RequestVote, RequestVoteReply, VoteKind,
 };
 pub use recovered::{HardState, Recovered, RestoreError, SnapshotMeta};
 pub use status::{ProgressState, ProgressStatus, Role, Status};

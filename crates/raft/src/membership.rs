@@ -7,6 +7,8 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use bytes::Bytes;
+
 use crate::{NodeId, StoreId};
 
 /// The members of a cluster and their roles.
@@ -29,8 +31,11 @@ pub struct Member {
     pub role: MemberRole,
     /// Where its peers reach it.
     pub address: Arc<str>,
-    /// The data directory that it had when it was admitted, once that is known.
+    /// The data directory that it had when it was first heard of. A server that comes back with
+    /// another one has forgotten what it promised (pitfall M7).
     pub store: Option<StoreId>,
+    /// What the application wants every member to know of this one. Opaque to the protocol.
+    pub context: Bytes,
 }
 
 /// What a member may do.
@@ -40,7 +45,22 @@ pub enum MemberRole {
     /// Counts in elections and commitment.
     Voter,
     /// Receives the log and counts for nothing (thesis §4.2.1).
-    Learner,
+    Learner {
+        /// How it becomes a voter.
+        promotion: Promotion,
+    },
+}
+
+/// How a learner becomes a voter. Stands in the log, so a change of leader does not lose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "a codec that overlooks one must not compile")]
+pub enum Promotion {
+    /// When somebody asks for it.
+    ByHand,
+    /// By the leader, once it has caught up.
+    WhenCaughtUp,
+    /// By the leader, once it has caught up, in one step with the removal of this member.
+    Replacing(NodeId),
 }
 
 impl Membership {
@@ -54,6 +74,7 @@ impl Membership {
                 role: MemberRole::Voter,
                 address: address.into(),
                 store: None,
+                context: Bytes::new(),
             })
             .collect();
         members.sort_by_key(|member| member.id);

@@ -7,7 +7,9 @@
 //!
 //! Messages may be lost, late, repeated or overtaken. They must not be altered.
 
-use crate::{Entry, EntryId, Index, NodeId, ProposalId, Rejection, Round, Session, Term};
+use crate::{
+    ChangeSet, Entry, EntryId, Index, NodeId, ProposalId, Rejection, Round, Session, Term,
+};
 use bytes::Bytes;
 
 /// What one node says to another.
@@ -39,6 +41,14 @@ pub enum Body {
     },
     /// A follower passes on what its clients proposed.
     Propose(Vec<Proposal>),
+    /// A follower passes on a change of the membership that its host wants. Answered by
+    /// `ProposeReply`.
+    ChangeMembership {
+        /// The follower's number for it, out of those of its proposals.
+        id: ProposalId,
+        /// What is wanted.
+        change: ChangeSet,
+    },
     /// What became of each: appended under this id, or certainly not appended.
     ProposeReply(Vec<(ProposalId, Result<EntryId, Rejection>)>),
     /// A follower asks up to where it must have applied before it may serve a batch of reads
@@ -63,6 +73,8 @@ pub struct Proposal {
     pub id: ProposalId,
     /// What the state machine will be given.
     pub command: Bytes,
+    /// Whether it belongs to a client session. The protocol only keeps it so.
+    pub is_session: bool,
 }
 
 /// A candidate asks for a vote.
@@ -114,6 +126,8 @@ pub struct AppendEntries {
     pub commit: Index,
     /// Every voter holds the log durably up to here, so nobody will ask for it again.
     pub held_by_all: Index,
+    /// The follower may take part again, if it is damaged and this is about its present life.
+    pub readmission: Option<Readmission>,
     /// Consecutive entries from `prev.index + 1` on.
     pub entries: Vec<Entry>,
 }
@@ -130,6 +144,30 @@ pub struct AppendEntriesReply {
     pub received: Index,
     /// What came of it.
     pub result: AppendResult,
+    /// What the leader should know of the follower.
+    pub report: Report,
+}
+
+/// A leader that a quorum has followed *without* the damaged follower, after it heard of the
+/// damage, lets it take part again once it holds the log up to `upto`: whatever it had
+/// acknowledged and lost is in there, if it was committed (Leader Completeness, §5.4.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readmission {
+    /// The number of [`Report::damaged`].
+    pub life: u64,
+    /// Where the leader's log ended when that quorum had answered.
+    pub upto: Index,
+}
+
+/// What a follower says of itself with every reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Who should lead if all else is equal: see [`Config::priority`](crate::Config::priority).
+    pub priority: u8,
+    /// Its disk is full: it could not lead.
+    pub is_full: bool,
+    /// Its log was damaged and is not whole yet. The number is of this life of it, at random.
+    pub damaged: Option<u64>,
 }
 
 /// What came of an [`AppendEntries`].
@@ -155,7 +193,7 @@ impl Message {
     pub fn is_bulk(&self) -> bool {
         match &self.body {
             Body::AppendEntries(append) => !append.entries.is_empty(),
-            Body::Propose(_) | Body::ProposeReply(_) => true,
+            Body::Propose(_) | Body::ProposeReply(_) | Body::ChangeMembership { .. } => true,
             Body::RequestVote(_)
             | Body::RequestVoteReply(_)
             | Body::AppendEntriesReply(_)

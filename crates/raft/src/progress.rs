@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::{Index, NodeId, ProgressState, ProgressStatus, Round, Session};
+use crate::{Index, NodeId, ProgressState, ProgressStatus, Report, Round, Session, Timestamp};
 
 /// What the leader knows about the log of one follower.
 ///
@@ -87,7 +87,7 @@ impl Progress {
                     && self.window.len() < messages_max
                     && (self.window_bytes < bytes_max || self.window.is_empty())
             }
-            ProgressState::Stranded => false,
+            ProgressState::Snapshot => false,
         }
     }
 
@@ -110,7 +110,7 @@ impl Progress {
 
     /// The follower needs what is purged.
     pub(crate) fn strand(&mut self) {
-        self.state = ProgressState::Stranded;
+        self.state = ProgressState::Snapshot;
         self.clear_window();
     }
 
@@ -130,7 +130,7 @@ impl Progress {
         // A heartbeat also matches, at what is known already. It proves nothing about the
         // place that is being probed.
         let is_found = self.next_index <= received.next();
-        let is_within_reach = self.state != ProgressState::Stranded || log_start <= received;
+        let is_within_reach = self.state != ProgressState::Snapshot || log_start <= received;
         if self.state != ProgressState::Replicate && is_found && is_within_reach {
             self.state = ProgressState::Replicate;
         }
@@ -221,6 +221,9 @@ impl Progress {
             match_index: self.match_index,
             next_index: self.next_index,
             state: self.state,
+            acked_at: Timestamp(self.acked_round.get()),
+            inflight_bytes: self.window_bytes,
+            report: Report::default(),
         }
     }
 }

@@ -48,7 +48,7 @@ impl Forwarded {
         self.next_number += 1;
         self.open.insert(number, Open { id: proposal.id, bytes, since: now });
         self.open_bytes += bytes;
-        self.unsent.push(Proposal { id: ProposalId(number), command: proposal.command });
+        self.unsent.push(Proposal { id: ProposalId(number), ..proposal });
     }
 
     fn close(&mut self, number: u64) -> Option<ProposalId> {
@@ -143,7 +143,11 @@ impl RaftCore {
         if self.config.uncommitted_bytes_max < leading.uncommitted_bytes + bytes {
             return Err(Rejection::Busy);
         }
-        Ok(self.append(Payload::Command(proposal.command)))
+        Ok(self.append(if proposal.is_session {
+            Payload::Session(proposal.command)
+        } else {
+            Payload::Command(proposal.command)
+        }))
     }
 
     fn try_forward(&mut self, proposal: Proposal) -> Result<(), Rejection> {

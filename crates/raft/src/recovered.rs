@@ -1,6 +1,6 @@
 //! What survives a restart: the durable state of Figure 2, as the host read it from its disk.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::RangeInclusive, sync::Arc};
 
 use crate::{ConfigError, EntryId, Index, Membership, NodeId, Term};
 
@@ -43,6 +43,13 @@ pub struct Recovered {
     /// The memberships in force, ascending: the one that the cluster was born with (or of the
     /// snapshot), then those of the log.
     pub memberships: Vec<(EntryId, Arc<Membership>)>,
+    /// About how many bytes of entries the log holds from an index on, up to the next: one pair a
+    /// segment, ascending.
+    pub log_sizes: Vec<(Index, u64)>,
+    /// Entries in this range were durable here once, and are damaged or gone: the log ends before
+    /// them. Until a leader has shown that they are whole again, this node neither votes nor
+    /// stands for election.
+    pub damaged: Option<RangeInclusive<Index>>,
     /// Up to where the state machine holds the effects of the log.
     pub applied: Index,
     /// No server of this cluster ever ran on this data directory. Then there is no promise of
@@ -89,6 +96,11 @@ pub enum RestoreError {
         /// How many there are.
         count: usize,
     },
+    /// Entries that were acknowledged are damaged, and there is nobody to get them back from.
+    DamagedAlone {
+        /// Which.
+        damaged: RangeInclusive<Index>,
+    },
     /// This node is not in the membership.
     NotAMember {
         /// The id it was started with.
@@ -122,6 +134,13 @@ impl fmt::Display for RestoreError {
             Self::TooManyVoters { count } => {
                 write!(f, "the membership has {count} voters, at most 7 are supported")
             }
+            Self::DamagedAlone { damaged } => write!(
+                f,
+                "the entries from index {} to {} of the log are damaged, and no other server has \
+                 them",
+                damaged.start(),
+                damaged.end(),
+            ),
             Self::NotAMember { id } => write!(f, "{id} is not a member of its cluster"),
         }
     }

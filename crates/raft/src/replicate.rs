@@ -194,7 +194,8 @@ impl RaftCore {
             "entries follow {prev} without a hole",
         );
         let (commit, held_by_all) = (self.commit_index, self.held_by_all);
-        let append = AppendEntries { session, round, prev, commit, held_by_all, entries };
+        let append =
+            AppendEntries { session, round, prev, commit, held_by_all, readmission: None, entries };
         Envelope { to, message: Message { term: self.term, body: Body::AppendEntries(append) } }
     }
 
@@ -202,7 +203,7 @@ impl RaftCore {
         let (start, last) = (self.log.start().index, self.log.last().index);
         let State::Leader(leading) = &mut self.state else { return };
         let Some(progress) = leading.progress.get_mut(&from) else { return };
-        let AppendEntriesReply { session, round, received, result } = reply;
+        let AppendEntriesReply { session, round, received, result, report: _ } = reply;
         // Of an earlier session, or nothing that we could have caused (pitfalls M5, D15).
         if session != progress.session || leading.round < round || last < received {
             return;

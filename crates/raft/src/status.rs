@@ -1,8 +1,8 @@
 //! What a node tells about itself.
 
-use std::fmt;
+use std::{fmt, ops::RangeInclusive};
 
-use crate::{Index, Membership, NodeId, SoftState, Term, Timestamp};
+use crate::{EntryId, Index, Membership, NodeId, Report, SoftState, Term, Timestamp};
 
 /// What a node is at the moment (Figure 4, with the pre-vote of thesis §9.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,13 +46,23 @@ pub struct Status<'a> {
     /// Applied up to here.
     pub applied_index: Index,
     /// The entry before the first of the log.
-    pub log_start: crate::EntryId,
+    pub log_start: EntryId,
     /// The last entry of the log.
-    pub last: crate::EntryId,
+    pub last: EntryId,
     /// Its own disk holds the log up to here.
     pub durable_index: Index,
     /// The membership in force.
     pub membership: &'a Membership,
+    /// The entry that it is from.
+    pub membership_at: EntryId,
+    /// Until when this leader may serve lease reads, if it has a lease.
+    pub lease_until: Option<Timestamp>,
+    /// To whom the leadership is being handed.
+    pub transfer_to: Option<NodeId>,
+    /// What is damaged and not refilled yet.
+    pub damaged: Option<RangeInclusive<Index>>,
+    /// Whether the disk under the log is full.
+    pub is_storage_full: bool,
     /// When the oldest write that is not durable was handed out.
     pub oldest_write: Option<Timestamp>,
     /// What the leader knows of the others, sorted by id. Empty unless this node leads.
@@ -70,6 +80,12 @@ pub struct ProgressStatus {
     pub next_index: Index,
     /// How entries are being sent.
     pub state: ProgressState,
+    /// When the newest message that it has answered was sent.
+    pub acked_at: Timestamp,
+    /// Entries on their way to it, in bytes.
+    pub inflight_bytes: usize,
+    /// What it says of itself.
+    pub report: Report,
 }
 
 /// How a leader sends entries to one follower.
@@ -80,8 +96,8 @@ pub enum ProgressState {
     Probe,
     /// As fast as the window allows.
     Replicate,
-    /// The follower needs entries that are purged. It has to be replaced.
-    Stranded,
+    /// The follower needs entries that are purged, and gets a snapshot.
+    Snapshot,
 }
 
 impl Status<'_> {

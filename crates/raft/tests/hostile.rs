@@ -15,8 +15,8 @@ use std::{
 use kontiki_raft::{
     AppendEntries, AppendEntriesReply, AppendResult, Apply, Body, Bytes, Config, Effects, Entry,
     EntryId, HardState, Index, Input, LogWrite, Membership, Message, NodeId, Outbound, Payload,
-    Proposal, ProposalId, RaftCore, ReadId, Recovered, Rejection, RequestVote, RequestVoteReply,
-    Role, Round, Session, Term, Timestamp, VoteKind,
+    Proposal, ProposalId, RaftCore, ReadId, ReadMode, Recovered, Rejection, Report, RequestVote,
+    RequestVoteReply, Role, Round, Session, Term, Timestamp, Unavailable, VoteKind,
 };
 
 const SEEDS: u64 = 300;
@@ -131,15 +131,19 @@ impl Node {
             0 | 1 => {
                 let id = ProposalId(self.requests);
                 let command = Bytes::from(vec![7; 40]);
-                Input::Propose(vec![Proposal { id, command }])
+                Input::Propose(vec![Proposal { id, command, is_session: false }])
             }
-            2 => Input::Read { id: ReadId(self.requests) },
+            2 => Input::Read { id: ReadId(self.requests), mode: ReadMode::ReadIndex },
             3 => Input::Campaign,
             4 => Input::TransferLeadership { to: Some(NodeId(self.rng.below(7))) },
             5 => Input::PeerUnreachable { id: NodeId(self.rng.below(7)) },
             6 => {
                 let session = Session(self.rng.below(4));
-                Input::EntriesUnavailable { to: NodeId(self.rng.below(7)), session }
+                Input::EntriesUnavailable {
+                    to: NodeId(self.rng.below(7)),
+                    session,
+                    why: Unavailable::Retry,
+                }
             }
             7..=10 => Input::Timeout,
             11..=18 => match self.writes.pop_front() {
@@ -182,6 +186,7 @@ impl Node {
                     entries.last().expect("not empty").id.index,
                 ),
                 Apply::Stored(range) => (*range.start(), *range.end()),
+                Apply::Snapshot(_) => panic!("no snapshot was received"),
             };
             assert_eq!(first, self.handed.next(), "entries are applied in order");
             self.handed = last;
@@ -226,7 +231,8 @@ impl Node {
             11 => Body::TimeoutNow { last: self.draw_id() },
             12 => {
                 let id = ProposalId(self.near(&[]));
-                Body::Propose(vec![Proposal { id, command: Bytes::from_static(b"theirs") }])
+                let command = Bytes::from_static(b"theirs");
+                Body::Propose(vec![Proposal { id, command, is_session: false }])
             }
             13 => {
                 let result =
@@ -270,6 +276,7 @@ impl Node {
             prev,
             commit: self.draw_index(),
             held_by_all: self.draw_index(),
+            readmission: None,
             entries,
         }
     }
@@ -285,6 +292,7 @@ impl Node {
             round: Round(self.near(&[self.now.0])),
             received: self.draw_index(),
             result,
+            report: Report::default(),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kontiki_raft::{Index, Member, MemberRole, Membership, NodeId};
+use kontiki_raft::{Index, Member, MemberRole, Membership, NodeId, Promotion};
 
 /// Small, seeded, good enough to draw cases (splitmix64).
 struct Rng(u64);
@@ -39,7 +39,11 @@ impl Case {
         let voters = rng.subset(&members);
         let outgoing = if rng.below(2) == 0 { Vec::new() } else { rng.subset(&ids) };
         let role = |id: &u64| {
-            if voters.contains(id) { MemberRole::Voter } else { MemberRole::Learner }
+            if voters.contains(id) {
+                MemberRole::Voter
+            } else {
+                MemberRole::Learner { promotion: Promotion::ByHand }
+            }
         };
         let membership = Membership {
             members: members

@@ -15,7 +15,7 @@ use std::{
 use kontiki_raft::{
     Apply, Body, Bytes, Config, Effects, Entry, EntryId, Envelope, HardState, Index, Input,
     LogWrite, Membership, NodeId, Outbound, Payload, Proposal, ProposalId, ProposalOutcome,
-    RaftCore, ReadId, ReadOutcome, Recovered, Role, Term, Timestamp, WriteBatch,
+    RaftCore, ReadId, ReadMode, ReadOutcome, Recovered, Role, Term, Timestamp, WriteBatch,
 };
 
 const STEPS: u64 = 5_000;
@@ -261,6 +261,7 @@ impl World {
         let proposal = Proposal {
             id: ProposalId(self.next_id),
             command: Bytes::from(self.next_id.to_string()),
+            is_session: false,
         };
         self.input(id, Input::Propose(vec![proposal]), seen);
     }
@@ -270,7 +271,7 @@ impl World {
         let read = ReadId(self.next_id);
         if self.nodes[&id].core.is_some() {
             self.reads.insert((id, read), self.committed.len() as u64);
-            self.input(id, Input::Read { id: read }, seen);
+            self.input(id, Input::Read { id: read, mode: ReadMode::ReadIndex }, seen);
         }
     }
 
@@ -379,6 +380,7 @@ impl World {
         let entries = match apply {
             Apply::Entries(entries) => entries,
             Apply::Stored(range) => self.stored(id, &range),
+            Apply::Snapshot(_) => panic!("no snapshot was received"),
         };
         for entry in entries {
             let node = self.nodes.get_mut(&id).expect("known");

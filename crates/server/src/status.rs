@@ -204,6 +204,10 @@ fn of_rejection(rejection: &Rejection) -> Refusal {
         Rejection::NotLeader { .. }
         | Rejection::Transferring { .. }
         | Rejection::NotReady
+        | Rejection::MembershipInProgress { .. }
+        | Rejection::MembershipChanged { .. }
+        | Rejection::InvalidChange(_)
+        | Rejection::NoSpace
         | Rejection::NoQuorum => Refusal::TimedOut,
     }
 }

@@ -513,6 +513,7 @@ impl World {
                 _ => return Err(format!("{id} applies nothing")),
             },
             Apply::Stored(range) => (*range.start(), *range.end()),
+            Apply::Snapshot(_) => return Err("no snapshot was received".into()),
         };
         self.ledger.on_apply(id, first, last)?;
         for (_, request) in &waiters {
@@ -544,6 +545,7 @@ impl World {
         let is_more = !process.to_apply.is_empty();
         match what {
             Apply::Entries(entries) => self.apply(id, &entries, &waiters)?,
+            Apply::Snapshot(_) => return Err(format!("{id} was given no snapshot")),
             Apply::Stored(range) => {
                 let mut next = *range.start();
                 while next <= *range.end() {

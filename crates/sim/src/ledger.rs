@@ -186,7 +186,7 @@ impl Ledger {
         }
         let request = match &entry.payload {
             Payload::Command(bytes) => Command::decode(bytes).map(|command| command.request),
-            Payload::Blank | Payload::Membership(_) => None,
+            Payload::Blank | Payload::Session(_) | Payload::Membership(_) => None,
         };
         let is_command = matches!(entry.payload, Payload::Command(_));
         let before = self
@@ -333,6 +333,7 @@ impl Ledger {
             | Body::RequestVote(_)
             | Body::TimeoutNow { .. }
             | Body::Propose(_)
+            | Body::ChangeMembership { .. }
             | Body::ProposeReply(_)
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. } => Ok(()),
@@ -524,6 +525,7 @@ fn payload_key(payload: &Payload, checksum: u32) -> (u8, u32, usize) {
         Payload::Blank => 0,
         Payload::Command(_) => 1,
         Payload::Membership(_) => 2,
+        Payload::Session(_) => 3,
     };
     (kind, checksum, payload.byte_len())
 }

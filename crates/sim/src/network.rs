@@ -171,6 +171,7 @@ fn is_reply(message: &Message) -> bool {
         | Body::AppendEntries(_)
         | Body::TimeoutNow { .. }
         | Body::Propose(_)
+        | Body::ChangeMembership { .. }
         | Body::ReadIndex { .. } => false,
     }
 }

@@ -220,6 +220,7 @@ impl Summary {
             },
             Body::TimeoutNow { last } => Kind::TimeoutNow { last: *last },
             Body::Propose(proposals) => Kind::Propose { count: proposals.len() },
+            Body::ChangeMembership { .. } => Kind::Propose { count: 1 },
             Body::ProposeReply(outcomes) => Kind::ProposeReply { count: outcomes.len() },
             Body::ReadIndex { batch } => Kind::ReadIndex { batch: *batch },
             Body::ReadIndexReply { batch, result } => {

@@ -20,7 +20,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"kontiki\0";
 
 /// The version of the peer protocol: of these words and of all messages after them.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 
 /// No word of the handshake is nearly as large.
 const WORD_BYTES_MAX: usize = 256;

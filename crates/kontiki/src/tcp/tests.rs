@@ -227,7 +227,8 @@ async fn a_broken_connection_is_reported_and_made_anew() {
 async fn bulk_takes_another_connection_than_what_is_urgent() {
     let (peer, address) = Peer::new().await;
     let mut subject = subject(&address).await;
-    let proposal = Proposal { id: ProposalId(1), command: Bytes::from_static(b"bulk") };
+    let proposal =
+        Proposal { id: ProposalId(1), command: Bytes::from_static(b"bulk"), is_session: false };
     let bulk = Message { term: Term(1), body: Body::Propose(vec![proposal]) };
     let (mut stream, _) = peer.accept(Lane::Append, &WELCOME).await;
     assert_eq!(receive(&mut subject, &mut stream, &bulk).await, bulk);
@@ -274,11 +275,16 @@ async fn what_has_no_room_is_dropped_and_reported() {
     let (mut stream, _) = peer.accept(Lane::Append, &WELCOME).await;
     let small = Message {
         term: Term(1),
-        body: Body::Propose(vec![Proposal { id: ProposalId(1), command: Bytes::new() }]),
+        body: Body::Propose(vec![Proposal {
+            id: ProposalId(1),
+            command: Bytes::new(),
+            is_session: false,
+        }]),
     };
     receive(&mut subject, &mut stream, &small).await; // connected
     while subject.outlet.notices.try_recv().is_ok() {}
-    let proposal = Proposal { id: ProposalId(1), command: Bytes::from(vec![0; 9000]) };
+    let proposal =
+        Proposal { id: ProposalId(1), command: Bytes::from(vec![0; 9000]), is_session: false };
     let large = Message { term: Term(1), body: Body::Propose(vec![proposal]) };
     for _ in 0..3 {
         // The sending task has no chance to run between these.

@@ -1,13 +1,15 @@
 //! The peers' codec: what is encoded decodes to itself, and nothing else does any harm.
 
+use std::sync::Arc;
+
 use kontiki::{
-    Bytes, Entry, EntryId, Index, Member, MemberRole, Membership, Message, NodeId, Payload,
-    Rejection, StoreId, Term,
+    Bytes, Change, ChangeError, ChangeSet, Entry, EntryId, Index, Member, MemberRole, Membership,
+    Message, NodeId, Payload, Promotion, Rejection, Report, StoreId, Term,
     codec::{DecodeError, decode, encode},
 };
 use kontiki_raft::{
-    AppendEntries, AppendEntriesReply, AppendResult, Body, Proposal, ProposalId, RequestVote,
-    RequestVoteReply, Round, Session, VoteKind,
+    AppendEntries, AppendEntriesReply, AppendResult, Body, Proposal, ProposalId, Readmission,
+    RequestVote, RequestVoteReply, Round, Session, VoteKind,
 };
 use proptest::{collection::vec, option, prelude::*};
 
@@ -42,29 +44,93 @@ fn rejection() -> impl Strategy<Value = Rejection> {
         Just(Rejection::NotReady),
         Just(Rejection::NoQuorum),
         Just(Rejection::Stopped),
+        entry_id().prop_map(|at| Rejection::MembershipInProgress { at }),
+        entry_id().prop_map(|now| Rejection::MembershipChanged { now }),
+        change_error().prop_map(Rejection::InvalidChange),
+        Just(Rejection::NoSpace),
     ]
 }
 
 fn member() -> impl Strategy<Value = Member> {
-    (node(), any::<bool>(), ".{0,30}", option::of(number())).prop_map(
-        |(id, is_voter, address, store)| Member {
+    let role = prop_oneof![
+        Just(MemberRole::Voter),
+        Just(MemberRole::Learner { promotion: Promotion::ByHand }),
+        Just(MemberRole::Learner { promotion: Promotion::WhenCaughtUp }),
+        node().prop_map(|old| MemberRole::Learner { promotion: Promotion::Replacing(old) }),
+    ];
+    (node(), role, ".{0,30}", option::of(number()), command()).prop_map(
+        |(id, role, address, store, context)| Member {
             id,
-            role: if is_voter { MemberRole::Voter } else { MemberRole::Learner },
+            role,
             address: address.into(),
             store: store.map(StoreId),
+            context,
         },
     )
 }
 
+fn change() -> impl Strategy<Value = Change> {
+    let text = || ".{0,30}".prop_map(Arc::from);
+    prop_oneof![
+        (text(), command(), any::<bool>()).prop_map(|(address, context, auto_promote)| {
+            Change::AddLearner { address, context, auto_promote }
+        }),
+        node().prop_map(Change::Promote),
+        node().prop_map(Change::Demote),
+        node().prop_map(Change::Remove),
+        (node(), text(), command()).prop_map(|(old, address, context)| Change::Replace {
+            old,
+            address,
+            context
+        }),
+        (node(), text(), command()).prop_map(|(id, address, context)| Change::Update {
+            id,
+            address,
+            context
+        }),
+    ]
+}
+
+fn change_set() -> impl Strategy<Value = ChangeSet> {
+    (vec(change(), 0..4), option::of(entry_id()))
+        .prop_map(|(changes, expect)| ChangeSet { changes, expect })
+}
+
+fn change_error() -> impl Strategy<Value = ChangeError> {
+    prop_oneof![
+        Just(ChangeError::Empty),
+        node().prop_map(ChangeError::NoSuchMember),
+        node().prop_map(ChangeError::NotALearner),
+        node().prop_map(ChangeError::NotAVoter),
+        node().prop_map(ChangeError::NotCaughtUp),
+        Just(ChangeError::NoVoters),
+        any::<usize>().prop_map(|count| ChangeError::TooManyVoters { count }),
+        node().prop_map(ChangeError::AddressInUse),
+    ]
+}
+
+fn report() -> impl Strategy<Value = Report> {
+    (any::<u8>(), any::<bool>(), option::of(number()))
+        .prop_map(|(priority, is_full, damaged)| Report { priority, is_full, damaged })
+}
+
 fn membership() -> impl Strategy<Value = Membership> {
-    (vec(member(), 0..5), vec(node(), 0..4), node())
-        .prop_map(|(members, outgoing, next_id)| Membership { members, outgoing, next_id })
+    (vec(member(), 0..5), vec(node(), 0..4), node()).prop_map(
+        |(mut members, mut outgoing, next_id)| {
+            members.sort_by_key(|member| member.id);
+            members.dedup_by_key(|member| member.id);
+            outgoing.sort();
+            outgoing.dedup();
+            Membership { members, outgoing, next_id }
+        },
+    )
 }
 
 fn payload() -> impl Strategy<Value = Payload> {
     prop_oneof![
         Just(Payload::Blank),
         command().prop_map(Payload::Command),
+        command().prop_map(Payload::Session),
         membership().prop_map(|membership| Payload::Membership(membership.into())),
     ]
 }
@@ -72,13 +138,17 @@ fn payload() -> impl Strategy<Value = Payload> {
 fn append() -> impl Strategy<Value = AppendEntries> {
     let prev = (0..u64::MAX / 2, number()).prop_map(|(index, term)| EntryId::new(index, term));
     let entries = vec((number(), payload()), 0..8);
-    (number(), number(), prev, number(), number(), entries).prop_map(
-        |(session, round, prev, commit, held_by_all, entries)| AppendEntries {
+    let readmission = option::of(
+        (number(), number()).prop_map(|(life, upto)| Readmission { life, upto: Index(upto) }),
+    );
+    (number(), number(), prev, number(), number(), readmission, entries).prop_map(
+        |(session, round, prev, commit, held_by_all, readmission, entries)| AppendEntries {
             session: Session(session),
             round: Round(round),
             prev,
             commit: Index(commit),
             held_by_all: Index(held_by_all),
+            readmission,
             entries: (prev.index.get() + 1..)
                 .zip(entries)
                 .map(|(index, (term, payload))| Entry::new(EntryId::new(index, term), payload))
@@ -96,19 +166,20 @@ fn append_reply() -> impl Strategy<Value = AppendEntriesReply> {
         number().prop_map(|index| AppendResult::Match(Index(index))),
         (entry_id(), entry_id()).prop_map(|(prev, hint)| AppendResult::Conflict { prev, hint }),
     ];
-    (number(), number(), number(), result).prop_map(|(session, round, received, result)| {
-        AppendEntriesReply {
+    (number(), number(), number(), result, report()).prop_map(
+        |(session, round, received, result, report)| AppendEntriesReply {
             session: Session(session),
             round: Round(round),
             received: Index(received),
             result,
-        }
-    })
+            report,
+        },
+    )
 }
 
 fn body() -> impl Strategy<Value = Body> {
-    let proposal =
-        (number(), command()).prop_map(|(id, command)| Proposal { id: ProposalId(id), command });
+    let proposal = (number(), command(), any::<bool>())
+        .prop_map(|(id, command, is_session)| Proposal { id: ProposalId(id), command, is_session });
     let appended = prop_oneof![entry_id().prop_map(Ok), rejection().prop_map(Err)];
     let reply = (number().prop_map(ProposalId), appended);
     let index = prop_oneof![number().prop_map(|index| Ok(Index(index))), rejection().prop_map(Err)];
@@ -123,6 +194,8 @@ fn body() -> impl Strategy<Value = Body> {
         append_reply().prop_map(Body::AppendEntriesReply),
         entry_id().prop_map(|last| Body::TimeoutNow { last }),
         vec(proposal, 0..8).prop_map(Body::Propose),
+        (number(), change_set())
+            .prop_map(|(id, change)| Body::ChangeMembership { id: ProposalId(id), change }),
         vec(reply, 0..8).prop_map(Body::ProposeReply),
         number().prop_map(|batch| Body::ReadIndex { batch }),
         (number(), index).prop_map(|(batch, result)| Body::ReadIndexReply { batch, result }),

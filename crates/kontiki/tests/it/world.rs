@@ -288,6 +288,7 @@ impl Host {
         let (what, waiters) = self.applies.pop_front()?;
         let entries = match what {
             Apply::Entries(entries) => entries,
+            Apply::Snapshot(_) => panic!("no snapshot was received"),
             Apply::Stored(range) => self.stored(range.start().get(), range.end().get()),
         };
         for (index, request) in waiters {

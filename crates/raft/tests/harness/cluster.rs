@@ -168,7 +168,7 @@ impl Cluster {
             let id = ProposalId(self.requests);
             let command = kontiki_raft::Bytes::from(command);
             self.proposals.insert(id, print::command(&command));
-            proposals.push(kontiki_raft::Proposal { id, command });
+            proposals.push(kontiki_raft::Proposal { id, command, is_session: false });
         }
         self.step(id, Input::Propose(proposals))
     }
@@ -323,7 +323,14 @@ impl Cluster {
                     self.say_as(from, &format!("cannot read back {}", range.start()))?;
                     let now = self.now;
                     if let Some(core) = &mut self.node(from)?.core {
-                        core.step(now, Input::EntriesUnavailable { to, session });
+                        core.step(
+                            now,
+                            Input::EntriesUnavailable {
+                                to,
+                                session,
+                                why: kontiki_raft::Unavailable::Retry,
+                            },
+                        );
                     }
                     return Ok(());
                 }
@@ -352,6 +359,7 @@ impl Cluster {
         let entries = match apply {
             Apply::Entries(entries) => entries,
             Apply::Stored(range) => node.disk.durable.read(&range),
+            Apply::Snapshot(_) => panic!("no snapshot was received"),
         };
         for entry in &entries {
             assert_eq!(entry.id.index, node.handed.next(), "{id} applies out of order");

@@ -36,7 +36,9 @@ pub(crate) fn ids<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> String {
 /// `3@2=a`, or `2@2` for an entry without a command.
 pub(crate) fn entry(entry: &Entry) -> String {
     match &entry.payload {
-        Payload::Command(bytes) => format!("{}={}", entry.id, command(bytes)),
+        Payload::Command(bytes) | Payload::Session(bytes) => {
+            format!("{}={}", entry.id, command(bytes))
+        }
         Payload::Blank => entry.id.to_string(),
         Payload::Membership(_) => format!("{}=membership", entry.id),
     }

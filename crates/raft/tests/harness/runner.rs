@@ -210,7 +210,7 @@ fn ask(cluster: &mut Cluster, command: &Command) -> Result<()> {
         Command::Read(name) => {
             cluster.requests += 1;
             let id = ReadId(cluster.requests);
-            cluster.step(name.0, Input::Read { id })
+            cluster.step(name.0, Input::Read { id, mode: kontiki_raft::ReadMode::ReadIndex })
         }
         Command::Transfer { name, to } => {
             let to = to.map(|to| to.0);

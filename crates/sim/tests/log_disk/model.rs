@@ -113,7 +113,7 @@ impl Model {
     fn memberships(&self) -> Vec<(EntryId, Arc<Membership>)> {
         let logged = self.entries.iter().filter_map(|entry| match &entry.payload {
             Payload::Membership(membership) => Some((entry.id, Arc::clone(membership))),
-            Payload::Blank | Payload::Command(_) => None,
+            Payload::Blank | Payload::Command(_) | Payload::Session(_) => None,
         });
         std::iter::once(self.base.clone()).chain(logged).collect()
     }
