@@ -36,7 +36,7 @@ impl Writer {
             .map(|index| Entry::new(EntryId::new(index, 1), Payload::Command(self.command.clone())))
             .collect();
         self.next += count;
-        self.log.write(vec![WriteBatch { hard_state: None, entries }])?;
+        self.log.write(vec![WriteBatch { hard_state: None, entries, ..WriteBatch::default() }])?;
         self.log.sync()?;
         Ok(())
     }

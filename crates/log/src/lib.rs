@@ -30,7 +30,7 @@
 //! let (mut log, _) = Log::open(Arc::new(RealDisk), dir.path(), &me, options.clone())?;
 //! let payload = Payload::Command(Bytes::from_static(b"put hello world"));
 //! let entry = Entry::new(EntryId::new(1, 1), payload);
-//! log.write(vec![WriteBatch { hard_state: None, entries: vec![entry.clone()] }])?;
+//! log.write(vec![WriteBatch { hard_state: None, entries: vec![entry.clone()], ..WriteBatch::default() }])?;
 //! log.sync()?; // from here on it survives a power failure
 //! drop(log);
 //!

@@ -433,7 +433,7 @@ mod tests {
         for entry in &entries {
             encode_entry(entry, &mut encoded);
         }
-        let batches = [WriteBatch { hard_state: None, entries }];
+        let batches = [WriteBatch { hard_state: None, entries, ..WriteBatch::default() }];
         let spec = Merged::new(&batches).spec(5, HardState::default(), Index(3));
 
         let mut start = Vec::new();

@@ -152,7 +152,8 @@ fn write(dir: &Path) -> Vec<u8> {
         Some(HardState { term: Term(term), voted_for: Some(NodeId(vote)), commit: Index(commit) })
     };
     let mut write = |hard_state, entries| {
-        log.write(vec![WriteBatch { hard_state, entries }]).expect("nothing fails");
+        log.write(vec![WriteBatch { hard_state, entries, ..WriteBatch::default() }])
+            .expect("nothing fails");
         log.sync().expect("nothing fails");
     };
     write(hard_state(5, 1, 0), Vec::new());

@@ -32,7 +32,7 @@ fn entry(index: u64, term: u64, len: usize) -> Entry {
 }
 
 fn batch(entries: impl IntoIterator<Item = Entry>) -> WriteBatch {
-    WriteBatch { hard_state: None, entries: entries.into_iter().collect() }
+    WriteBatch { hard_state: None, entries: entries.into_iter().collect(), ..WriteBatch::default() }
 }
 
 fn vote(term: u64, node: u64) -> HardState {
@@ -48,7 +48,11 @@ fn what_is_written_is_there_after_a_restart() {
         assert!(opened.recovered.is_pristine);
         assert_eq!(opened.recovered.last, EntryId::ZERO);
         log.write(vec![
-            WriteBatch { hard_state: Some(vote(2, 1)), entries: written[..20].to_vec() },
+            WriteBatch {
+                hard_state: Some(vote(2, 1)),
+                entries: written[..20].to_vec(),
+                ..WriteBatch::default()
+            },
             batch(written[20..].to_vec()),
         ])
         .unwrap();

@@ -53,6 +53,7 @@ impl Case {
                     role: role(id),
                     address: "".into(),
                     store: None,
+                    context: Default::default(),
                 })
                 .collect(),
             outgoing: outgoing.iter().copied().map(NodeId).collect(),

@@ -21,6 +21,7 @@ fn sound() -> Recovered {
         memberships: vec![(EntryId::ZERO, Arc::new(genesis))],
         applied: Index(2),
         is_pristine: false,
+        ..Recovered::default()
     }
 }
 

@@ -248,6 +248,7 @@ fn message_with(command: &'static [u8]) -> Message {
         prev: EntryId::new(7, 3),
         commit: Index(6),
         held_by_all: Index(5),
+        readmission: None,
         entries: vec![entry],
     };
     Message { term: Term(3), body: Body::AppendEntries(append) }

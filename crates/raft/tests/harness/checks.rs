@@ -43,6 +43,7 @@ impl Checks {
             | Body::AppendEntries(_)
             | Body::TimeoutNow { .. }
             | Body::Propose(_)
+            | Body::ChangeMembership { .. }
             | Body::ProposeReply(_)
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. } => {}

@@ -109,6 +109,7 @@ impl Disk {
             applied,
             is_pristine: self.durable.last() == EntryId::ZERO
                 && self.durable.hard_state == HardState::default(),
+            ..Recovered::default()
         }
     }
 }

@@ -98,6 +98,9 @@ impl Names {
                 let commands: Vec<String> = proposals.iter().map(|p| command(&p.command)).collect();
                 format!("Propose [{}]", commands.join(" "))
             }
+            Body::ChangeMembership { change, .. } => {
+                format!("ChangeMembership {:?}", change.changes)
+            }
             Body::ProposeReply(results) => {
                 let results: Vec<String> = results
                     .iter()

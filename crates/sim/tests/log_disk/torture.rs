@@ -149,7 +149,7 @@ impl Torture {
         }
         let count = self.draws.below(6);
         let entries = (first..first + count).map(|index| self.entry(index)).collect();
-        WriteBatch { hard_state, entries }
+        WriteBatch { hard_state, entries, ..WriteBatch::default() }
     }
 
     fn entry(&mut self, index: u64) -> Entry {
@@ -289,7 +289,8 @@ impl Torture {
         let error = self.some_work_that_may_fail();
         if error.is_some() && self.log().sync().is_err() {
             self.seen.poisoned += 1;
-            let again = WriteBatch { hard_state: Some(HardState::default()), entries: Vec::new() };
+            let again =
+                WriteBatch { hard_state: Some(HardState::default()), ..WriteBatch::default() };
             assert!(matches!(self.log().sync(), Err(LogError::Poisoned)));
             assert!(matches!(self.log().write(vec![again]), Err(LogError::Poisoned)));
         }

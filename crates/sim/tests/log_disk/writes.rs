@@ -7,14 +7,14 @@ use kontiki_raft::{
 };
 
 pub(crate) fn batch(entries: impl IntoIterator<Item = Entry>) -> WriteBatch {
-    WriteBatch { hard_state: None, entries: entries.into_iter().collect() }
+    WriteBatch { hard_state: None, entries: entries.into_iter().collect(), ..WriteBatch::default() }
 }
 
 /// A term and a vote in it, for nobody if `node` is 0.
 pub(crate) fn vote(term: u64, node: u64) -> WriteBatch {
     let voted_for = Some(NodeId(node)).filter(|id| id.get() != 0);
     let hard_state = HardState { term: Term(term), voted_for, commit: Index::ZERO };
-    WriteBatch { hard_state: Some(hard_state), entries: Vec::new() }
+    WriteBatch { hard_state: Some(hard_state), entries: Vec::new(), ..WriteBatch::default() }
 }
 
 /// A command of so many bytes, different for each index and term.
