@@ -187,6 +187,7 @@ impl<S: StateMachine> Builder<S> {
             listen: listen.clone(),
             membership,
             known_stores,
+            snapshots: None,
             message_bytes_max: message_bytes_max(&config),
         };
         let replica = Replica::new(config, recovered, clock.now()).map_err(StartError::Restore)?;

@@ -79,13 +79,15 @@ pub use kontiki_log::{Identity, IdentityRequest, LogError, LogOptions};
 pub use kontiki_raft::{
     Bytes, Change, ChangeError, ChangeSet, Config, Entry, EntryId, Envelope, Index, Member,
     MemberRole, Membership, Message, NodeId, Payload, ProgressState, ProgressStatus, Promotion,
-    ReadMode, Recovered, Rejection, Report, RestoreError, Role, SnapshotMeta, SoftState, StoreId,
-    Term, Timestamp, WriteBatch,
+    ReadMode, Recovered, Rejection, Report, RestoreError, Role, Session, SnapshotMeta, SoftState,
+    StoreId, Term, Timestamp, WriteBatch,
 };
 pub use log_store::{FileLog, LogReader, LogStore, LogWriter, OpenedLog, Upkeep};
 pub use machine::{Batch, Command, StateMachine};
 pub use replica::{Action, Answer, Event, Replica, RequestId};
 pub use tcp::TcpTransport;
 pub use transport::{
-    Closed, Inbox, KnownStores, Lane, Links, Local, StoreCheck, Transport, message_bytes,
+    CHUNK_BYTES_MAX, Closed, Inbox, KnownStores, Lane, Links, Local, Reception, SnapshotOffer,
+    SnapshotSink, SnapshotSource, SnapshotStore, SnapshotTransfer, StoreCheck, Transport,
+    message_bytes,
 };

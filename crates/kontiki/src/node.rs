@@ -246,6 +246,10 @@ impl<S: StateMachine> Node<S> {
                     self.replica.handle(now, Event::PeerUnreachable { id });
                 }
                 Notice::Fault(fault) => self.fail(fault),
+                // Not told to the replica yet.
+                Notice::SnapshotReceived { .. }
+                | Notice::SnapshotSent { .. }
+                | Notice::PeerStore { .. } => {}
             }
         }
         let messages = gathered.control.drain(..).chain(gathered.append.drain(..));

@@ -10,8 +10,18 @@ use std::{
 };
 
 use kontiki_log::{KnownPeers, PeerError};
-use kontiki_raft::{Body, Entry, Envelope, Membership, Message, NodeId, Proposal, StoreId};
+use kontiki_raft::{
+    Body, Change, Entry, EntryId, Envelope, Membership, Message, NodeId, Proposal, Session,
+    SnapshotMeta, StoreId,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+mod snapshots;
+
+pub use snapshots::{
+    CHUNK_BYTES_MAX, Reception, SnapshotOffer, SnapshotSink, SnapshotSource, SnapshotStore,
+    SnapshotTransfer,
+};
 
 use crate::{BoxFuture, Fault, error::chain};
 
@@ -33,6 +43,17 @@ pub trait Links: fmt::Debug + Send + 'static {
     /// Sends a message, or drops it and tells [`Inbox::unreachable`]. Never blocks.
     fn send(&mut self, envelope: Envelope);
 
+    /// The membership in force has changed to this: whom to connect to, and where. Never blocks.
+    fn set_members(&mut self, membership: &Arc<Membership>);
+
+    /// Starts to send a snapshot of [`Local::snapshots`], beside all messages. For each call
+    /// [`Inbox::snapshot_sent`] is told once how it ended. Another one to the same peer takes
+    /// the place of the first. Never blocks.
+    fn send_snapshot(&mut self, transfer: SnapshotTransfer);
+
+    /// Ends the transfer of this session, if it has not ended yet. Never blocks.
+    fn cancel_snapshot(&mut self, to: NodeId, session: Session);
+
     /// Stops everything that was started. When the future is done nothing is left.
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
@@ -48,10 +69,12 @@ pub struct Local {
     pub store: StoreId,
     /// Where it listens.
     pub listen: String,
-    /// Everyone, with addresses.
+    /// Everyone, with addresses, until [`Links::set_members`] says otherwise.
     pub membership: Arc<Membership>,
     /// The data directories of its peers.
     pub known_stores: Arc<KnownStores>,
+    /// Where snapshots are read and written. Without it none is sent or received.
+    pub snapshots: Option<Arc<dyn SnapshotStore>>,
     /// No message is larger than this, encoded.
     pub message_bytes_max: usize,
 }
@@ -159,7 +182,7 @@ pub fn message_bytes(message: &Message) -> usize {
         Body::Propose(proposals) => {
             proposals.iter().map(|proposal: &Proposal| 16 + proposal.command.len()).sum()
         }
-        Body::ChangeMembership { change, .. } => 256 * change.changes.len(),
+        Body::ChangeMembership { change, .. } => change.changes.iter().map(change_bytes).sum(),
         Body::ProposeReply(replies) => 32 * replies.len(),
         Body::RequestVote(_)
         | Body::RequestVoteReply(_)
@@ -167,6 +190,17 @@ pub fn message_bytes(message: &Message) -> usize {
         | Body::TimeoutNow { .. }
         | Body::ReadIndex { .. }
         | Body::ReadIndexReply { .. } => 0,
+    };
+    HEAD_BYTES + body
+}
+
+fn change_bytes(change: &Change) -> usize {
+    const HEAD_BYTES: usize = 16;
+    let body = match change {
+        Change::AddLearner { address, context, .. }
+        | Change::Replace { address, context, .. }
+        | Change::Update { address, context, .. } => address.len() + context.len(),
+        Change::Promote(_) | Change::Demote(_) | Change::Remove(_) => 0,
     };
     HEAD_BYTES + body
 }
@@ -194,6 +228,9 @@ pub(crate) struct Delivery {
 pub(crate) enum Notice {
     Unreachable(NodeId),
     Fault(Fault),
+    SnapshotReceived { from: NodeId, meta: SnapshotMeta },
+    SnapshotSent { to: NodeId, session: Session, sent: Option<EntryId> },
+    PeerStore { id: NodeId, store: StoreId },
 }
 
 /// The node's end of an [`Inbox`].
@@ -258,6 +295,26 @@ impl Inbox {
     pub fn refused(&self, fault: Fault) {
         // A node that has stopped cannot stop again.
         drop(self.notices.send(Notice::Fault(fault)));
+    }
+
+    /// A snapshot from this peer is whole, verified and durable in [`Local::snapshots`].
+    pub fn snapshot_received(&self, from: NodeId, meta: SnapshotMeta) {
+        // A node that has stopped finds it when it starts again.
+        drop(self.notices.send(Notice::SnapshotReceived { from, meta }));
+    }
+
+    /// The transfer of this session has ended: `sent` is the last entry of the snapshot if the
+    /// peer has all of it, durably.
+    pub fn snapshot_sent(&self, to: NodeId, session: Session, sent: Option<EntryId>) {
+        // A node that has stopped sends nothing any more.
+        drop(self.notices.send(Notice::SnapshotSent { to, session, sent }));
+    }
+
+    /// A peer was met with this data directory. Told for each new connection, until the
+    /// membership says which one it is.
+    pub fn peer_store(&self, id: NodeId, store: StoreId) {
+        // A node that has stopped binds nothing.
+        drop(self.notices.send(Notice::PeerStore { id, store }));
     }
 }
 

@@ -191,6 +191,14 @@ impl Links for TcpLinks {
         }
     }
 
+    fn set_members(&mut self, _membership: &Arc<kontiki_raft::Membership>) {}
+
+    fn send_snapshot(&mut self, transfer: crate::SnapshotTransfer) {
+        self.shared.inbox.snapshot_sent(transfer.to, transfer.session, None);
+    }
+
+    fn cancel_snapshot(&mut self, _to: NodeId, _session: kontiki_raft::Session) {}
+
     fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
         Box::pin(async move { self.tasks.shutdown().await })
     }

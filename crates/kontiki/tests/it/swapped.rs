@@ -8,7 +8,8 @@ use std::{
 };
 
 use kontiki::{
-    BoxFuture, Clock, Envelope, Inbox, Links, Local, MonotonicClock, NodeId, Timestamp, Transport,
+    BoxFuture, Clock, Envelope, Inbox, Links, Local, Membership, MonotonicClock, NodeId, Session,
+    SnapshotTransfer, Timestamp, Transport,
 };
 
 use crate::common::{Cluster, leader};
@@ -44,6 +45,18 @@ impl Links for Ends {
             tokio::spawn(async move { inbox.deliver(from, envelope.message).await });
         }
     }
+
+    // Whoever has started can be reached, member or not.
+    fn set_members(&mut self, _: &Arc<Membership>) {}
+
+    /// This network carries no snapshots.
+    fn send_snapshot(&mut self, SnapshotTransfer { to, session, .. }: SnapshotTransfer) {
+        if let Some(own) = self.network.0.lock().unwrap().get(&self.id) {
+            own.snapshot_sent(to, session, None);
+        }
+    }
+
+    fn cancel_snapshot(&mut self, _: NodeId, _: Session) {}
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
         self.network.0.lock().unwrap().remove(&self.id);
