@@ -12,6 +12,7 @@ const VOTER: u8 = 1;
 const LEARNER: u8 = 2;
 const LEARNER_PROMOTED_WHEN_CAUGHT_UP: u8 = 3;
 const LEARNER_REPLACING: u8 = 4;
+const LEAVING: u8 = 5;
 
 /// Appends the encoding of a membership to `buf`.
 ///
@@ -41,6 +42,7 @@ pub fn encode_membership(membership: &Membership, buf: &mut Vec<u8>) {
 fn put_role(role: MemberRole, buf: &mut Vec<u8>) {
     let promotion = match role {
         MemberRole::Voter => return buf.push(VOTER),
+        MemberRole::Leaving => return buf.push(LEAVING),
         MemberRole::Learner { promotion } => promotion,
         role => unreachable!("the log format does not know the role {role:?}"),
     };
@@ -80,6 +82,7 @@ fn decode_member(reader: &mut ByteReader<'_>) -> Option<Member> {
     let id = NodeId(reader.u64()?);
     let role = match reader.u8()? {
         VOTER => MemberRole::Voter,
+        LEAVING => MemberRole::Leaving,
         LEARNER => MemberRole::Learner { promotion: Promotion::ByHand },
         LEARNER_PROMOTED_WHEN_CAUGHT_UP => {
             MemberRole::Learner { promotion: Promotion::WhenCaughtUp }
@@ -125,7 +128,8 @@ mod tests {
             MemberRole::Learner { promotion: Promotion::Replacing(NodeId(9)) };
         membership.members[1].context = Bytes::from_static(b"named");
         membership.members[2].store = Some(StoreId(77));
-        membership.outgoing = vec![NodeId(1), NodeId(2)];
+        membership.members[2].role = MemberRole::Leaving;
+        membership.outgoing = vec![NodeId(1), NodeId(9)];
         membership
     }
 

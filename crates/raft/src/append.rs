@@ -7,8 +7,8 @@
 //! exist (pitfall B7, CCF #5674).
 
 use crate::{
-    AppendEntries, AppendEntriesReply, AppendResult, Body, EntryId, Index, NodeId, RaftCore,
-    Report, Round, Session, Term,
+    AppendEntries, AppendEntriesReply, AppendResult, Body, EntryId, Index, NodeId, Payload,
+    RaftCore, Round, Session, Term,
     core::{NUMBER_MAX, State},
 };
 
@@ -116,11 +116,10 @@ impl RaftCore {
                 if index <= self.commit_index {
                     return Merged::Impossible;
                 }
-                self.log.truncate(index);
+                self.cut_log(index);
                 self.forget_received(index);
             }
-            self.writes.note_entries(index);
-            self.log.append(entry);
+            self.take_entry(entry);
         }
         Merged::Agreed(upto)
     }
@@ -148,6 +147,7 @@ impl RaftCore {
     }
 
     fn reply_conflict(&mut self, leader: NodeId, prev: EntryId, hint: EntryId) {
+        let report = self.report();
         let State::Follower(following) = &self.state else { return };
         let &Following { session, round, received, .. } = following;
         let result = AppendResult::Conflict { prev, hint };
@@ -158,7 +158,7 @@ impl RaftCore {
                 round,
                 received,
                 result,
-                report: Report::default(),
+                report,
             }),
         );
     }
@@ -168,7 +168,7 @@ impl RaftCore {
     /// Deviation: in Figure 2 each request is answered by `success`. One answer with an index
     /// speaks for all requests before it.
     pub(crate) fn maybe_reply_to_leader(&mut self) {
-        let durable = self.writes.durable_index();
+        let (durable, report) = (self.writes.durable_index(), self.report());
         let State::Follower(following) = &mut self.state else { return };
         let Some(leader) = following.leader else { return };
         let matched = following.received.min(durable);
@@ -186,7 +186,7 @@ impl RaftCore {
                 round,
                 received,
                 result,
-                report: Report::default(),
+                report,
             }),
         );
     }
@@ -198,21 +198,30 @@ impl RaftCore {
             round: append.round,
             received: Index::ZERO,
             result: AppendResult::Match(Index::ZERO),
-            report: Report::default(),
+            report: self.report(),
         };
         self.send(from, Body::AppendEntriesReply(reply));
     }
 }
 
 /// Whether a leader of `term` could have sent it: consecutive entries whose terms ascend and
-/// are not of the future. The bytes came from outside.
+/// are not of the future, and memberships that could decide something. The bytes came from
+/// outside.
 fn is_well_formed(append: &AppendEntries, term: Term) -> bool {
     let mut last = append.prev;
     append.entries.iter().all(|entry| {
         let follows = last.index.get().checked_add(1) == Some(entry.id.index.get())
-            && last.term <= entry.id.term;
+            && last.term <= entry.id.term
+            && is_payload_sound(&entry.payload);
         last = entry.id;
         follows
     }) && last.term <= term
         && last.index.get() < NUMBER_MAX
+}
+
+fn is_payload_sound(payload: &Payload) -> bool {
+    match payload {
+        Payload::Membership(membership) => membership.is_sound(),
+        Payload::Blank | Payload::Command(_) | Payload::Session(_) => true,
+    }
 }

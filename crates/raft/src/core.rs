@@ -7,14 +7,15 @@
 //!
 //! Nothing here reads a clock or a disk, draws chance from elsewhere than its seed, or fails.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    Body, Config, Effects, EntryId, Envelope, HardState, Index, Input, LogWrite, Membership,
-    Message, NodeId, Outbound, ProposalOutcome, ReadOutcome, Recovered, Rejection, RestoreError,
-    Role, SoftState, Status, Term, Timestamp, VoteKind, WriteBatch, WriteTicket, append::Following,
-    apply::Applying, election::Election, log::LogView, propose::Forwarded, read::ForwardedReads,
-    replicate::Leading, rng::Rng, write::Writes,
+    Body, Config, Effects, EntryId, Envelope, HardState, Index, Input, LogWrite, Message, NodeId,
+    Outbound, ProposalOutcome, ReadOutcome, Recovered, Rejection, Report, RestoreError, Role,
+    SoftState, Status, StoreId, Term, Timestamp, VoteKind, WriteBatch, WriteTicket,
+    append::Following, apply::Applying, election::Election, log::LogView, membership::VOTERS_MAX,
+    memberships::Memberships, propose::Forwarded, read::ForwardedReads, replicate::Leading,
+    rng::Rng, write::Writes,
 };
 
 /// One node's share of the protocol, as a value: inputs in, effects out.
@@ -37,7 +38,9 @@ pub struct RaftCore {
     /// Committed up to here. Never falls, not even over a restart below what was applied.
     pub(crate) commit_index: Index,
     pub(crate) log: LogView,
-    pub(crate) membership: Arc<Membership>,
+    pub(crate) memberships: Memberships,
+    /// Data directories of peers as they were first met, to be written down by a leader.
+    pub(crate) peer_stores: BTreeMap<NodeId, StoreId>,
     pub(crate) state: State,
     pub(crate) writes: Writes,
     pub(crate) applying: Applying,
@@ -58,6 +61,10 @@ pub struct RaftCore {
     pub(crate) proposal_outcomes: Vec<ProposalOutcome>,
     pub(crate) read_outcomes: Vec<ReadOutcome>,
     told: Option<SoftState>,
+    /// The entry of the membership that the host was told last.
+    told_membership: Option<EntryId>,
+    /// When this node last handed over because of a priority.
+    pub(crate) last_yield: Option<Timestamp>,
 }
 
 /// What this node is, with what only that role needs. A role that ends takes all of its
@@ -79,9 +86,10 @@ impl RaftCore {
     /// When the settings or what was recovered contradict themselves.
     pub fn new(config: Config, recovered: Recovered, now: Timestamp) -> Result<Self, RestoreError> {
         config.validate().map_err(RestoreError::Config)?;
-        let membership = check(&config, &recovered)?;
+        check(&recovered)?;
         let Recovered { hard_state, log_start, term_runs, last, applied, is_pristine, .. } =
             recovered;
+        let memberships = Memberships::new(recovered.memberships).ok_or(RestoreError::NoVoters)?;
         let mut rng = Rng::new(config.seed);
         // What was applied or purged had been committed, whatever the hint says (pitfall D8).
         let commit_index = hard_state.commit.max(applied).max(log_start.index);
@@ -93,7 +101,8 @@ impl RaftCore {
             voted_for: hard_state.voted_for,
             commit_index,
             log: LogView::new(log_start, &term_runs, last),
-            membership,
+            memberships,
+            peer_stores: BTreeMap::new(),
             state: State::Follower(Following::default()),
             writes: Writes::new(last.index),
             applying: Applying::new(applied),
@@ -107,6 +116,8 @@ impl RaftCore {
             proposal_outcomes: Vec::new(),
             read_outcomes: Vec::new(),
             told: None,
+            told_membership: None,
+            last_yield: None,
             rng,
             config,
         };
@@ -138,16 +149,17 @@ impl RaftCore {
             Input::EntriesUnavailable { .. } => {}
             Input::Purged { upto } => self.on_purged(upto),
             Input::PeerUnreachable { id } => self.on_unreachable(id),
-            Input::ChangeMembership { .. }
-            | Input::SnapshotReceived { .. }
+            Input::ChangeMembership { id, change } => self.on_change_membership(id, change),
+            Input::PeerStore { id, store } => self.on_peer_store(id, store),
+            Input::SnapshotReceived { .. }
             | Input::SnapshotSent { .. }
-            | Input::StorageSpace { .. }
-            | Input::PeerStore { .. } => {}
+            | Input::StorageSpace { .. } => {}
             Input::Campaign => self.on_campaign(),
             Input::TransferLeadership { to } => self.on_transfer_leadership(to),
             Input::Timeout => self.on_timeout(),
         }
         self.maybe_commit();
+        self.maybe_reconfigure();
         self.assert_progressed(before);
         self.assert_invariants();
     }
@@ -158,6 +170,7 @@ impl RaftCore {
         effects.clear();
         self.now = self.now.max(now);
         self.replicate();
+        self.note_caught_up();
         self.flush_forwarded();
         self.maybe_reply_to_leader();
         effects.write = self.hand_out_write();
@@ -171,6 +184,11 @@ impl RaftCore {
         if self.told != Some(soft_state) {
             self.told = Some(soft_state);
             effects.soft_state = Some(soft_state);
+        }
+        let membership_at = self.memberships.current_at();
+        if self.told_membership != Some(membership_at) {
+            self.told_membership = Some(membership_at);
+            effects.membership = Some((membership_at, Arc::clone(self.memberships.current())));
         }
         self.evict_cache();
         self.assert_invariants();
@@ -207,10 +225,10 @@ impl RaftCore {
             log_start: self.log.start(),
             last: self.log.last(),
             durable_index: self.writes.durable_index(),
-            membership: &self.membership,
-            membership_at: EntryId::ZERO,
+            membership: self.memberships.current(),
+            membership_at: self.memberships.current_at(),
             lease_until: None,
-            transfer_to: None,
+            transfer_to: self.transfer_to(),
             damaged: None,
             is_storage_full: false,
             oldest_write: self.writes.oldest(),
@@ -220,8 +238,8 @@ impl RaftCore {
 
     /// Settles which term counts, then hands the message to its section (§5.1).
     fn on_message(&mut self, from: NodeId, message: Message) {
-        if from == self.config.id || self.membership.member(from).is_none() {
-            return; // a stranger, or an echo of ourselves
+        if from == self.config.id || from.get() == 0 || !self.may_say(from, &message.body) {
+            return; // an echo of ourselves, nobody, or somebody who asks for too much
         }
         let Message { term, body } = message;
         if NUMBER_MAX <= term.get() {
@@ -251,13 +269,36 @@ impl RaftCore {
             Body::AppendEntriesReply(reply) => self.on_append_entries_reply(from, reply),
             Body::TimeoutNow { last } => self.on_timeout_now(from, last),
             Body::Propose(proposals) => self.on_forwarded_proposals(from, proposals),
-            Body::ChangeMembership { .. } => {}
+            Body::ChangeMembership { id, change } => self.on_forwarded_change(from, id, &change),
             Body::ProposeReply(results) => self.on_propose_reply(from, results),
             Body::ReadIndex { batch } => self.on_read_index(from, batch),
             Body::ReadIndexReply { batch, result } => {
                 self.on_read_index_reply(from, batch, &result);
             }
         }
+    }
+
+    /// Whether to listen to this. A new member follows a leader and votes for a candidate that
+    /// its log does not name yet, and a server that was removed may still lead (thesis §4.1,
+    /// pitfall B18). To ask something of a leader is for members.
+    fn may_say(&self, from: NodeId, body: &Body) -> bool {
+        match body {
+            Body::RequestVote(_)
+            | Body::RequestVoteReply(_)
+            | Body::AppendEntries(_)
+            | Body::AppendEntriesReply(_)
+            | Body::TimeoutNow { .. }
+            | Body::ProposeReply(_)
+            | Body::ReadIndexReply { .. } => true,
+            Body::Propose(_) | Body::ChangeMembership { .. } | Body::ReadIndex { .. } => {
+                self.memberships.current().member(from).is_some()
+            }
+        }
+    }
+
+    /// What this node tells its leader of itself.
+    pub(crate) fn report(&self) -> Report {
+        Report { priority: self.config.priority, ..Report::default() }
     }
 
     /// The sender lives in an earlier term. To hear ours makes a deposed leader or a late
@@ -343,6 +384,7 @@ impl RaftCore {
             "only what is handed out to be applied is purged: {upto}",
         );
         self.log.purge(upto);
+        self.memberships.purge(upto.index);
     }
 
     /// A stopped node takes nothing in, and says so to whoever waits for an answer.
@@ -357,8 +399,11 @@ impl RaftCore {
                 self.read_outcomes.push(ReadOutcome::Rejected { id, why: Rejection::Stopped });
             }
             Input::Applied { upto, durable } => self.applying.on_applied(upto, durable),
-            Input::ChangeMembership { .. }
-            | Input::SnapshotReceived { .. }
+            Input::ChangeMembership { id, .. } => {
+                let why = Rejection::Stopped;
+                self.proposal_outcomes.push(ProposalOutcome::Rejected { id, why });
+            }
+            Input::SnapshotReceived { .. }
             | Input::SnapshotSent { .. }
             | Input::StorageSpace { .. }
             | Input::PeerStore { .. }
@@ -388,8 +433,9 @@ impl RaftCore {
     /// Everyone else that takes part in elections.
     pub(crate) fn other_voters(&self) -> Vec<NodeId> {
         let id = self.config.id;
-        let mut others: Vec<NodeId> = self.membership.replicas().into_iter().collect();
-        others.retain(|&other| other != id && self.membership.is_voter(other));
+        let membership = self.memberships.current();
+        let mut others: Vec<NodeId> = membership.replicas().into_iter().collect();
+        others.retain(|&other| other != id && membership.is_voter(other));
         others
     }
 
@@ -447,24 +493,11 @@ impl RaftCore {
 /// our own never overflow.
 pub(crate) const NUMBER_MAX: u64 = u64::MAX / 2;
 
-/// The largest cluster that is supported. More voters make a cluster slower and not safer.
-const VOTERS_MAX: usize = 7;
-
-/// Checks that what was recovered can be what a node of this cluster left behind, and returns
-/// the membership in force. Never panics on disk content (pitfall D8).
-fn check(config: &Config, recovered: &Recovered) -> Result<Arc<Membership>, RestoreError> {
-    let Recovered { hard_state, log_start, term_runs, last, memberships, applied, .. } = recovered;
-    let Some((_, membership)) = memberships.last() else {
-        return Err(RestoreError::NoVoters);
-    };
-    match membership.voters().count() {
-        0 => return Err(RestoreError::NoVoters),
-        count if VOTERS_MAX < count => return Err(RestoreError::TooManyVoters { count }),
-        _ => {}
-    }
-    if membership.member(config.id).is_none() {
-        return Err(RestoreError::NotAMember { id: config.id });
-    }
+/// Checks that what was recovered can be what a node left behind. Never panics on disk content
+/// (pitfall D8).
+fn check(recovered: &Recovered) -> Result<(), RestoreError> {
+    check_memberships(recovered)?;
+    let Recovered { hard_state, log_start, term_runs, last, applied, .. } = recovered;
     let terms = [hard_state.term, log_start.term, last.term].map(Term::get);
     let indexes = [hard_state.commit, log_start.index, last.index].map(Index::get);
     if terms.iter().chain(&indexes).any(|&number| NUMBER_MAX <= number) {
@@ -496,5 +529,27 @@ fn check(config: &Config, recovered: &Recovered) -> Result<Arc<Membership>, Rest
             log_start: *log_start,
         });
     }
-    Ok(Arc::clone(membership))
+    Ok(())
+}
+
+/// Checks what will have to hold when the log is cut: every membership could decide something,
+/// they ascend, and the first is from before what may still be taken back.
+fn check_memberships(recovered: &Recovered) -> Result<(), RestoreError> {
+    let Recovered { hard_state, log_start, last, memberships, .. } = recovered;
+    let settled = hard_state.commit.max(recovered.applied).max(log_start.index);
+    let mut before = None;
+    for (at, membership) in memberships {
+        match membership.voters().count() {
+            0 => return Err(RestoreError::NoVoters),
+            count if VOTERS_MAX < count => return Err(RestoreError::TooManyVoters { count }),
+            _ => {}
+        }
+        let is_first_settled = before.is_some() || at.index <= settled;
+        let is_in_order = before < Some(at.index) && at.index <= last.index;
+        if !membership.is_sound() || !is_first_settled || !is_in_order {
+            return Err(RestoreError::MembershipImpossible { at: *at });
+        }
+        before = Some(at.index);
+    }
+    Ok(())
 }

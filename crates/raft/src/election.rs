@@ -29,7 +29,7 @@ impl RaftCore {
     /// and different for each node, so that votes are rarely split (§5.2).
     pub(crate) fn arm_election(&mut self) {
         let timeout = self.config.election_timeout;
-        self.election_deadline = self.now + timeout + self.random_delay(timeout);
+        self.election_deadline = self.now + timeout + self.random_delay(self.patience(timeout));
     }
 
     /// The time until the first election after a start. In a new cluster there is no leader to
@@ -38,7 +38,7 @@ impl RaftCore {
     ///
     /// Deviation: in Figure 2 a node that restarts may vote at once (pitfall R9).
     pub(crate) fn arm_first_election(&mut self) {
-        let half = self.config.election_timeout / 2;
+        let half = self.patience(self.config.election_timeout / 2);
         self.election_deadline = self.loyal_until.max(self.now) + self.random_delay(half);
     }
 
@@ -90,8 +90,8 @@ impl RaftCore {
     }
 
     /// A node whose disk is stuck could not lead.
-    fn can_campaign(&self) -> bool {
-        self.membership.is_voter(self.config.id) && !self.is_storage_stalled()
+    pub(crate) fn can_campaign(&self) -> bool {
+        self.memberships.current().is_voter(self.config.id) && !self.is_storage_stalled()
     }
 
     fn become_pre_candidate(&mut self) {
@@ -159,6 +159,9 @@ impl RaftCore {
     /// Counts an answer, if it is one to the question that is open. Answers of an earlier
     /// election say which they are of (pitfall B11).
     pub(crate) fn on_request_vote_reply(&mut self, from: NodeId, reply: RequestVoteReply) {
+        if !self.memberships.current().is_voter(from) {
+            return; // it has no vote to give
+        }
         let (State::PreCandidate(election) | State::Candidate(election)) = &mut self.state else {
             return;
         };
@@ -184,7 +187,7 @@ impl RaftCore {
         };
         // Our own ballot counts like any other: once it is durable.
         let is_ours_cast = is_pre_vote || self.writes.is_hard_state_durable();
-        let membership = &self.membership;
+        let membership = self.memberships.current();
         let has_won = membership.has_quorum(|voter| {
             if voter == id { is_ours_cast } else { election.votes.get(&voter) == Some(&true) }
         });

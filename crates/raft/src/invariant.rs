@@ -37,6 +37,8 @@ impl RaftCore {
         assert!(durable <= last, "what is durable is in the log: {durable} of {last}");
         assert!(self.applying.applied() <= handed_out, "what is applied was handed out");
         assert!(self.log.last().term <= self.term, "no entry is of a future term");
+        let membership_at = self.memberships.current_at().index;
+        assert!(membership_at <= last, "the membership is of the log: {membership_at} of {last}");
         self.assert_role();
     }
 
@@ -46,6 +48,11 @@ impl RaftCore {
             State::Leader(leading) => {
                 let last = self.log.last().index;
                 assert!(self.voted_for == Some(id), "a leader voted for itself");
+                let replicas = self.memberships.current().replicas();
+                assert!(
+                    replicas.iter().all(|peer| *peer == id || leading.progress.contains_key(peer)),
+                    "a leader sends to every replica",
+                );
                 assert!(leading.blank <= last, "a leader never cuts its log (leader append-only)");
                 for (&peer, progress) in &leading.progress {
                     progress.assert_invariants(peer, last);

@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{NodeId, StoreId};
+use crate::{NodeId, StoreId, core::NUMBER_MAX};
 
 /// The members of a cluster and their roles.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,6 +49,9 @@ pub enum MemberRole {
         /// How it becomes a voter.
         promotion: Promotion,
     },
+    /// Counts only among the outgoing voters of a joint membership, and goes with them. It is
+    /// named so that its peers still find it.
+    Leaving,
 }
 
 /// How a learner becomes a voter. Stands in the log, so a change of leader does not lose it.
@@ -62,6 +65,9 @@ pub enum Promotion {
     /// By the leader, once it has caught up, in one step with the removal of this member.
     Replacing(NodeId),
 }
+
+/// The largest cluster that is supported. More voters make a cluster slower and not safer.
+pub(crate) const VOTERS_MAX: usize = 7;
 
 impl Membership {
     /// A simple membership of voters. Ids and addresses as given, sorted by id.
@@ -86,6 +92,24 @@ impl Membership {
     #[must_use]
     pub fn member(&self, id: NodeId) -> Option<&Member> {
         self.members.iter().find(|member| member.id == id)
+    }
+
+    /// Whether it is one that a change could have led to: what comes from a peer or a disk has
+    /// to be. It has voters, not too many, each member once and in order, and ids left to give;
+    /// and whoever leaves is known.
+    pub(crate) fn is_sound(&self) -> bool {
+        let is_in_order = self.members.is_sorted_by(|a, b| a.id < b.id)
+            && self.outgoing.is_sorted_by(|a, b| a < b)
+            && self.members.first().is_some_and(|member| 0 < member.id.get())
+            && self.members.last().is_some_and(|member| member.id < self.next_id)
+            && self.next_id.get() < NUMBER_MAX;
+        let is_leaving = |member: &&Member| member.role == MemberRole::Leaving;
+        let voters = self.voters().count();
+        is_in_order
+            && 0 < voters
+            && voters.max(self.outgoing.len()) <= VOTERS_MAX
+            && self.outgoing.iter().all(|&id| self.member(id).is_some())
+            && self.members.iter().filter(is_leaving).all(|m| self.outgoing.contains(&m.id))
     }
 
     /// Whether two majorities are needed.

@@ -35,6 +35,12 @@ pub(crate) struct Progress {
     pub(crate) acked_round: Round,
     /// The commit index that it was told last.
     pub(crate) told_commit: Index,
+    /// What the follower last said of itself.
+    pub(crate) report: Report,
+    /// Since when everything that it misses has been on its way to it.
+    pub(crate) caught_up_since: Option<Timestamp>,
+    /// It was removed: until then it is still sent to, so that it learns of it.
+    pub(crate) leaves_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +64,9 @@ impl Progress {
             awaits: None,
             acked_round: since,
             told_commit: Index::ZERO,
+            report: Report::default(),
+            caught_up_since: None,
+            leaves_at: None,
         }
     }
 
@@ -71,6 +80,11 @@ impl Progress {
 
     pub(crate) fn state(&self) -> ProgressState {
         self.state
+    }
+
+    /// Whether anything is known that would keep it from leading.
+    pub(crate) fn could_lead(&self) -> bool {
+        !self.report.is_full && self.report.damaged.is_none()
     }
 
     /// Whether everything that was sent has been answered.
@@ -223,7 +237,7 @@ impl Progress {
             state: self.state,
             acked_at: Timestamp(self.acked_round.get()),
             inflight_bytes: self.window_bytes,
-            report: Report::default(),
+            report: self.report,
         }
     }
 }

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{
-    Body, EntryId, NodeId, Payload, Proposal, ProposalId, ProposalOutcome, RaftCore, Rejection,
-    Timestamp, core::State,
+    Body, ChangeSet, EntryId, NodeId, Payload, Proposal, ProposalId, ProposalOutcome, RaftCore,
+    Rejection, Timestamp, core::State,
 };
 
 /// Proposals of this node's clients that are with another leader.
@@ -20,6 +20,7 @@ pub(crate) struct Forwarded {
     next_number: u64,
     /// To be sent with the next poll.
     unsent: Vec<Proposal>,
+    unsent_changes: Vec<(ProposalId, ChangeSet)>,
     /// Number on the wire to what it stands for.
     open: BTreeMap<u64, Open>,
     open_bytes: usize,
@@ -38,17 +39,30 @@ impl Forwarded {
         Self {
             next_number: first_number / 2,
             unsent: Vec::new(),
+            unsent_changes: Vec::new(),
             open: BTreeMap::new(),
             open_bytes: 0,
         }
     }
 
     fn push(&mut self, proposal: Proposal, now: Timestamp) {
-        let (number, bytes) = (self.next_number, proposal.command.len());
+        let number = self.open(proposal.id, proposal.command.len(), now);
+        self.unsent.push(Proposal { id: number, ..proposal });
+    }
+
+    /// Changes are few and short: nobody floods a cluster with them.
+    pub(crate) fn push_change(&mut self, id: ProposalId, change: ChangeSet, now: Timestamp) {
+        let number = self.open(id, 0, now);
+        self.unsent_changes.push((number, change));
+    }
+
+    /// Gives the number under which it is sent.
+    fn open(&mut self, id: ProposalId, bytes: usize, now: Timestamp) -> ProposalId {
+        let number = self.next_number;
         self.next_number += 1;
-        self.open.insert(number, Open { id: proposal.id, bytes, since: now });
+        self.open.insert(number, Open { id, bytes, since: now });
         self.open_bytes += bytes;
-        self.unsent.push(Proposal { id: ProposalId(number), ..proposal });
+        ProposalId(number)
     }
 
     fn close(&mut self, number: u64) -> Option<ProposalId> {
@@ -71,7 +85,7 @@ const SEEN_MAX: usize = 16_384;
 
 impl Seen {
     /// Whether it is seen for the first time.
-    fn insert(&mut self, number: ProposalId) -> bool {
+    pub(crate) fn insert(&mut self, number: ProposalId) -> bool {
         if !self.numbers.insert(number) {
             return false;
         }
@@ -160,7 +174,7 @@ impl RaftCore {
         Ok(())
     }
 
-    fn check_size(&self, bytes: usize) -> Result<(), Rejection> {
+    pub(crate) fn check_size(&self, bytes: usize) -> Result<(), Rejection> {
         let bytes_max = self.config.entry_bytes_max;
         if bytes_max < bytes { Err(Rejection::TooLarge { bytes_max }) } else { Ok(()) }
     }
@@ -205,14 +219,20 @@ impl RaftCore {
             let proposals = std::mem::take(&mut self.forwarded.unsent);
             self.send(leader, Body::Propose(proposals));
         }
+        for (id, change) in std::mem::take(&mut self.forwarded.unsent_changes) {
+            self.send(leader, Body::ChangeMembership { id, change });
+        }
         self.flush_forwarded_reads(leader);
     }
 
     /// The leader that was asked is not the leader any more, as far as this node knows. What
     /// was not sent was certainly not appended; of the rest nothing is known.
     pub(crate) fn abandon_forwarded(&mut self) {
-        for proposal in std::mem::take(&mut self.forwarded.unsent) {
-            if let Some(id) = self.forwarded.close(proposal.id.get()) {
+        let changes = std::mem::take(&mut self.forwarded.unsent_changes).into_iter();
+        let proposals = std::mem::take(&mut self.forwarded.unsent).into_iter();
+        let unsent = proposals.map(|proposal| proposal.id).chain(changes.map(|(id, _)| id));
+        for number in unsent.collect::<Vec<_>>() {
+            if let Some(id) = self.forwarded.close(number.get()) {
                 let why = Rejection::NotLeader { leader: None };
                 self.proposal_outcomes.push(ProposalOutcome::Rejected { id, why });
             }

@@ -101,10 +101,10 @@ pub enum RestoreError {
         /// Which.
         damaged: RangeInclusive<Index>,
     },
-    /// This node is not in the membership.
-    NotAMember {
-        /// The id it was started with.
-        id: NodeId,
+    /// A membership contradicts itself, or is not where it can be.
+    MembershipImpossible {
+        /// The entry that it is from.
+        at: EntryId,
     },
 }
 
@@ -141,7 +141,9 @@ impl fmt::Display for RestoreError {
                 damaged.start(),
                 damaged.end(),
             ),
-            Self::NotAMember { id } => write!(f, "{id} is not a member of its cluster"),
+            Self::MembershipImpossible { at } => {
+                write!(f, "the membership of {at} contradicts itself or the rest of the log")
+            }
         }
     }
 }

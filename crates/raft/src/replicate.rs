@@ -17,8 +17,9 @@ use crate::{
 /// What a leader knows, for as long as it leads.
 #[derive(Clone, Debug)]
 pub(crate) struct Leading {
-    /// Every other replica.
+    /// Every other replica, and for a while those that were removed.
     pub(crate) progress: BTreeMap<NodeId, Progress>,
+    next_session: Session,
     /// The first entry of this term. Until it is committed nothing is known to be (§8).
     pub(crate) blank: Index,
     /// The newest round given out.
@@ -31,6 +32,13 @@ pub(crate) struct Leading {
     pub(crate) uncommitted_bytes: usize,
     /// Forwarded proposals that were taken.
     pub(crate) seen: BTreeMap<NodeId, Seen>,
+    /// The first entry that only this leader can have committed since its last transfer failed.
+    /// Until it is committed the target of that transfer might still take over without notice,
+    /// whatever the voters have promised.
+    pub(crate) lease_blocked_until: Option<Index>,
+    /// The newest round when this leader first knew that it was committed that it is not a voter
+    /// any more.
+    pub(crate) retiring_since: Option<Round>,
 }
 
 impl Leading {
@@ -38,6 +46,18 @@ impl Leading {
     fn next_round(&mut self, now: Timestamp) -> Round {
         self.round = Round(now.0.max(self.round.0 + 1));
         self.round
+    }
+
+    /// A session that this leader has had with nobody.
+    pub(crate) fn next_session(&mut self) -> Session {
+        let session = self.next_session;
+        self.next_session = Session(session.get() + 1);
+        session
+    }
+
+    /// Whether the log of `id` was within one window of ours when we last looked.
+    pub(crate) fn is_caught_up(&self, id: NodeId) -> bool {
+        self.progress.get(&id).is_some_and(|progress| progress.caught_up_since.is_some())
     }
 
     pub(crate) fn progress_status(&self) -> Vec<ProgressStatus> {
@@ -55,13 +75,18 @@ impl RaftCore {
         );
         let last = self.log.last().index;
         let since = Round(self.now.0);
-        let progress = (1..)
-            .zip(self.membership.replicas())
-            .filter(|&(_, id)| id != self.config.id)
-            .map(|(session, id)| (id, Progress::new(Session(session), last, since)))
+        let mut others = self.memberships.current().replicas();
+        others.remove(&self.config.id);
+        let sessions = (1..).map(Session);
+        let next_session = Session(1 + u64::try_from(others.len()).unwrap_or(u64::MAX));
+        let progress = others
+            .into_iter()
+            .zip(sessions)
+            .map(|(id, session)| (id, Progress::new(session, last, since)))
             .collect();
         self.state = State::Leader(Box::new(Leading {
             progress,
+            next_session,
             blank: last.next(),
             round: since,
             heartbeat_due: self.now + self.config.heartbeat_interval,
@@ -70,6 +95,8 @@ impl RaftCore {
             uncommitted: VecDeque::new(),
             uncommitted_bytes: 0,
             seen: BTreeMap::new(),
+            lease_blocked_until: None,
+            retiring_since: None,
         }));
         self.append(Payload::Blank);
     }
@@ -82,8 +109,7 @@ impl RaftCore {
             leading.uncommitted.push_back((id.index, entry.byte_len()));
             leading.uncommitted_bytes += entry.byte_len();
         }
-        self.writes.note_entries(id.index);
-        self.log.append(entry);
+        self.take_entry(entry);
         id
     }
 
@@ -171,7 +197,7 @@ impl RaftCore {
         self.ready.push(Outbound::Send(envelope));
     }
 
-    fn broadcast_heartbeat(&mut self) {
+    pub(crate) fn broadcast_heartbeat(&mut self) {
         let State::Leader(leading) = &mut self.state else { return };
         leading.reads.on_round(leading.round);
         let ids: Vec<NodeId> = leading.progress.keys().copied().collect();
@@ -203,7 +229,7 @@ impl RaftCore {
         let (start, last) = (self.log.start().index, self.log.last().index);
         let State::Leader(leading) = &mut self.state else { return };
         let Some(progress) = leading.progress.get_mut(&from) else { return };
-        let AppendEntriesReply { session, round, received, result, report: _ } = reply;
+        let AppendEntriesReply { session, round, received, result, report } = reply;
         // Of an earlier session, or nothing that we could have caused (pitfalls M5, D15).
         if session != progress.session || leading.round < round || last < received {
             return;
@@ -217,6 +243,7 @@ impl RaftCore {
             }
         }
         progress.acked_round = progress.acked_round.max(round);
+        progress.report = report;
         // Less than a whole interval, so that the first heartbeat after the loss shows it.
         let grace = self.config.heartbeat_interval * 3 / 4;
         progress.maybe_resend(received, round, (grace, start));
@@ -251,11 +278,12 @@ impl RaftCore {
         let durable = self.writes.durable_index();
         let State::Leader(leading) = &mut self.state else { return };
         let id = self.config.id;
-        let quorum = self.membership.quorum_value(|voter| match leading.progress.get(&voter) {
-            Some(progress) => progress.match_index(),
-            None if voter == id => durable,
-            None => Index::ZERO,
-        });
+        let quorum =
+            self.memberships.current().quorum_value(|voter| match leading.progress.get(&voter) {
+                Some(progress) => progress.match_index(),
+                None if voter == id => durable,
+                None => Index::ZERO,
+            });
         let is_ours = self.log.term_at(quorum) == Some(self.term);
         if quorum <= self.commit_index || !is_ours {
             return;
@@ -273,7 +301,7 @@ impl RaftCore {
     /// follows itself.
     pub(crate) fn quorum_round(&self, leading: &Leading) -> Round {
         let id = self.config.id;
-        self.membership.quorum_value(|voter| match leading.progress.get(&voter) {
+        self.memberships.current().quorum_value(|voter| match leading.progress.get(&voter) {
             Some(progress) => progress.acked_round,
             None if voter == id => Round(u64::MAX),
             None => Round::default(),
@@ -316,6 +344,23 @@ impl RaftCore {
         if leading.heartbeat_due <= self.now {
             leading.heartbeat_due = self.now + self.config.heartbeat_interval;
             self.broadcast_heartbeat();
+            self.maybe_yield();
+        }
+    }
+
+    /// Notes whose log is within one window of ours: everything that it misses is on its way.
+    pub(crate) fn note_caught_up(&mut self) {
+        let (now, last) = (self.now, self.log.last().index);
+        let patience = self.config.election_timeout;
+        let State::Leader(leading) = &mut self.state else { return };
+        for progress in leading.progress.values_mut() {
+            let is_alive = now < Timestamp(progress.acked_round.0) + patience;
+            let is_caught_up = is_alive
+                && progress.state() == ProgressState::Replicate
+                && progress.next_index() == last.next()
+                && progress.report.damaged.is_none();
+            let since = progress.caught_up_since.unwrap_or(now);
+            progress.caught_up_since = is_caught_up.then_some(since);
         }
     }
 
@@ -324,7 +369,8 @@ impl RaftCore {
         let durable = self.writes.durable_index();
         let State::Leader(leading) = &self.state else { return };
         let held = self
-            .membership
+            .memberships
+            .current()
             .replicas()
             .into_iter()
             .map(|id| leading.progress.get(&id).map_or(durable, Progress::match_index))

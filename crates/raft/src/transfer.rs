@@ -4,7 +4,9 @@
 //! stand at once. A transfer belongs to the leader state and dies with it, and it ends by itself
 //! after one election timeout: no write is refused for longer (pitfall B17).
 
-use crate::{Body, EntryId, Index, MemberRole, NodeId, RaftCore, Timestamp, VoteKind, core::State};
+use crate::{
+    Body, EntryId, Index, MemberRole, NodeId, Payload, RaftCore, Timestamp, VoteKind, core::State,
+};
 
 /// A transfer under way.
 #[derive(Clone, Debug)]
@@ -15,19 +17,28 @@ pub(crate) struct Transfer {
 }
 
 impl RaftCore {
-    /// Begins to hand over, to `to` or to the voter that holds most. Does nothing when there is
-    /// nobody to hand over to: the caller sees it in the soft state.
+    /// Begins to hand over, to `to` or to the voter that holds most and could lead. Does
+    /// nothing when there is nobody to hand over to, or while another transfer is under way: it
+    /// would make clients wait for longer than an election timeout. The caller sees what comes
+    /// of it in the status.
     pub(crate) fn on_transfer_leadership(&mut self, to: Option<NodeId>) {
         let deadline = self.now + self.config.election_timeout;
+        let membership = self.memberships.current();
         let State::Leader(leading) = &mut self.state else { return };
+        if leading.transfer.is_some() {
+            return;
+        }
         let is_voter = |id: NodeId| {
-            self.membership.member(id).is_some_and(|member| member.role == MemberRole::Voter)
+            membership.member(id).is_some_and(|member| member.role == MemberRole::Voter)
         };
         let best = leading
             .progress
             .iter()
             .filter(|&(&id, _)| is_voter(id) && to.is_none_or(|to| to == id))
-            .max_by_key(|(_, progress)| (progress.match_index(), progress.acked_round))
+            .filter(|(_, progress)| progress.could_lead())
+            .max_by_key(|(_, progress)| {
+                (progress.match_index(), progress.report.priority, progress.acked_round)
+            })
             .map(|(&id, _)| id);
         let Some(to) = best else { return };
         leading.transfer = Some(Transfer { to, deadline, is_sent: false });
@@ -48,12 +59,34 @@ impl RaftCore {
         self.send(to, Body::TimeoutNow { last });
     }
 
-    /// Gives up when the target has not taken over in time.
+    /// To whom the leadership is being handed.
+    pub(crate) fn transfer_to(&self) -> Option<NodeId> {
+        match &self.state {
+            State::Leader(leading) => leading.transfer.as_ref().map(|transfer| transfer.to),
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) | State::Stopped => {
+                None
+            }
+        }
+    }
+
+    /// Gives up when the target has not taken over in time. The order to stand may still be on
+    /// its way, and the voters' promises do not bind them against it: a blank entry does, once
+    /// it is committed, for the target does not hold it (§5.4.1).
     pub(crate) fn expire_transfer(&mut self) {
         let now = self.now;
+        let is_voter = self.memberships.current().is_voter(self.config.id);
         let State::Leader(leading) = &mut self.state else { return };
-        if leading.transfer.as_ref().is_some_and(|transfer| transfer.deadline <= now) {
-            leading.transfer = None;
+        if leading.transfer.as_ref().is_none_or(|transfer| now < transfer.deadline) {
+            return;
+        }
+        leading.transfer = None;
+        if !is_voter {
+            self.become_follower(self.term, None); // it was going anyway
+            return;
+        }
+        let blank = self.append(Payload::Blank);
+        if let State::Leader(leading) = &mut self.state {
+            leading.lease_blocked_until = Some(blank.index);
         }
     }
 
@@ -61,7 +94,7 @@ impl RaftCore {
     /// that we do not hold, is none.
     pub(crate) fn on_timeout_now(&mut self, from: NodeId, last: EntryId) {
         let is_follower = matches!(self.state, State::Follower(_));
-        let may_stand = self.membership.is_voter(self.config.id) && !self.is_storage_stalled();
+        let may_stand = self.can_campaign();
         if is_follower
             && self.leader() == Some(from)
             && self.log.last().is_up_to_date_with(last)

@@ -1,7 +1,7 @@
 //! Pitfall D8. What a disk says is not believed blindly: a node starts from it, or says why
 //! not, and never panics.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use kontiki_raft::{
     Config, Effects, EntryId, HardState, Index, Input, Membership, NodeId, RaftCore, Recovered,
@@ -87,20 +87,52 @@ fn terms_that_do_not_ascend_are_refused() {
     assert!(matches!(error, RestoreError::TermsOutOfOrder { .. }), "{error}");
 }
 
+/// A server that was removed, or that has yet to hear that it was added, starts and waits.
 #[test]
-fn a_node_must_belong_to_its_cluster() {
-    let genesis = Membership::of_voters([2, 3].map(|id| (NodeId(id), "")));
-    let memberships = vec![(EntryId::ZERO, Arc::new(genesis))];
-    let error = start(Recovered { memberships, ..sound() }).unwrap_err();
-    assert_eq!(error, RestoreError::NotAMember { id: NodeId(1) });
+fn a_node_that_is_no_member_starts_and_is_passive() {
+    let mut core = start(Recovered { memberships: vec![born_of(2..=3)], ..sound() }).unwrap();
+    let mut effects = Effects::default();
+    for second in 1..60 {
+        let now = NOW + Duration::from_secs(second);
+        core.step(now, Input::Campaign);
+        core.step(now, Input::Timeout);
+        core.poll(now, &mut effects);
+        assert!(effects.messages.is_empty(), "it asks for votes: {:?}", effects.messages);
+    }
+    assert_eq!(core.status().term(), Term(2));
+}
 
+fn born_of(ids: RangeInclusive<u64>) -> (EntryId, Arc<Membership>) {
+    (EntryId::ZERO, Arc::new(Membership::of_voters(ids.map(|id| (NodeId(id), "")))))
+}
+
+#[test]
+fn a_membership_that_could_decide_nothing_is_refused() {
     let error = start(Recovered { memberships: Vec::new(), ..sound() }).unwrap_err();
     assert_eq!(error, RestoreError::NoVoters);
-
-    let many = Membership::of_voters((1..=8).map(|id| (NodeId(id), "")));
-    let memberships = vec![(EntryId::ZERO, Arc::new(many))];
-    let error = start(Recovered { memberships, ..sound() }).unwrap_err();
+    let error = start(Recovered { memberships: vec![born_of(1..=0)], ..sound() }).unwrap_err();
+    assert_eq!(error, RestoreError::NoVoters);
+    let error = start(Recovered { memberships: vec![born_of(1..=8)], ..sound() }).unwrap_err();
     assert_eq!(error, RestoreError::TooManyVoters { count: 8 });
+}
+
+#[test]
+fn a_membership_that_is_not_of_this_log_is_refused() {
+    let (_, membership) = born_of(1..=3);
+    let mut no_ids_left = Membership::clone(&membership);
+    no_ids_left.next_id = NodeId(3);
+    let cases = [
+        vec![(EntryId::ZERO, Arc::new(no_ids_left))],
+        // After the end of the log; twice; only of what may still be taken back.
+        vec![born_of(1..=3), (EntryId::new(4, 2), Arc::clone(&membership))],
+        vec![born_of(1..=3), born_of(1..=3)],
+        vec![(EntryId::new(3, 2), membership)],
+    ];
+    for memberships in cases {
+        let shown = format!("{memberships:?}");
+        let error = start(Recovered { memberships, ..sound() }).unwrap_err();
+        assert!(matches!(error, RestoreError::MembershipImpossible { .. }), "{shown}: {error}");
+    }
 }
 
 /// Numbers near to the sound ones, zero, and the largest.

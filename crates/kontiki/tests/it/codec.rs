@@ -54,6 +54,7 @@ fn rejection() -> impl Strategy<Value = Rejection> {
 fn member() -> impl Strategy<Value = Member> {
     let role = prop_oneof![
         Just(MemberRole::Voter),
+        Just(MemberRole::Leaving),
         Just(MemberRole::Learner { promotion: Promotion::ByHand }),
         Just(MemberRole::Learner { promotion: Promotion::WhenCaughtUp }),
         node().prop_map(|old| MemberRole::Learner { promotion: Promotion::Replacing(old) }),
