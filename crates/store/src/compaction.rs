@@ -53,6 +53,11 @@ impl Compaction {
     pub(crate) fn done(&self) -> i64 {
         self.done
     }
+
+    /// The state was replaced: nothing of it remains to be compacted.
+    pub(crate) fn give_up(&mut self) {
+        *self = Self::idle(i64::MAX);
+    }
 }
 
 impl Shared {

@@ -59,6 +59,23 @@ pub(crate) trait EventStore: fmt::Debug + Send + Sync {
 
     /// Bytes taken on disk.
     fn size_bytes(&self) -> Result<u64, Fatal>;
+
+    /// What is here at this moment: what is written and removed later does not show in it.
+    fn view(&self) -> Result<Box<dyn EventView>, Fatal>;
+
+    /// An empty store beside this one. A crash forgets it until it has
+    /// [taken over](Self::take_over).
+    fn beside(&self) -> Result<Box<dyn EventStore>, Fatal>;
+
+    /// Takes the place of the store that this one was made beside, at once and for good. The
+    /// other can still be read, and what is written there is lost.
+    fn take_over(&self) -> Result<(), Fatal>;
+}
+
+/// Events at one moment.
+pub(crate) trait EventView: Send {
+    /// Hands all blocks to `each`, in order.
+    fn scan(&self, each: &mut Each<'_>) -> Result<(), Fatal>;
 }
 
 /// Takes an event that was looked for, with its position in the list.
@@ -152,13 +169,16 @@ fn strip(
 /// Events in memory: for tests and simulations, and as the model of what the disk must do.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryEvents {
-    blocks: Mutex<BTreeMap<Revision, Vec<u8>>>,
+    blocks: Mutex<MemoryBlocks>,
 }
+
+/// Blocks by their names. A view shares them.
+type MemoryBlocks = BTreeMap<Revision, Arc<[u8]>>;
 
 impl EventStore for MemoryEvents {
     fn write(&self, blocks: &[Arc<Block>], _checkpoint: &Checkpoint) -> Result<(), Fatal> {
         let mut map = self.blocks.lock();
-        map.extend(blocks.iter().map(|block| (block.first, block.bytes.clone())));
+        map.extend(blocks.iter().map(|block| (block.first, block.bytes.as_slice().into())));
         Ok(())
     }
 
@@ -197,15 +217,33 @@ impl EventStore for MemoryEvents {
     }
 
     fn size_bytes(&self) -> Result<u64, Fatal> {
-        let bytes = self.blocks.lock().values().map(Vec::len).sum::<usize>();
+        let bytes = self.blocks.lock().values().map(|bytes| bytes.len()).sum::<usize>();
         Ok(u64::try_from(bytes).expect("a length fits in 64 bits"))
+    }
+
+    fn view(&self) -> Result<Box<dyn EventView>, Fatal> {
+        Ok(Box::new(self.blocks.lock().clone()))
+    }
+
+    fn beside(&self) -> Result<Box<dyn EventStore>, Fatal> {
+        Ok(Box::<Self>::default())
+    }
+
+    fn take_over(&self) -> Result<(), Fatal> {
+        Ok(())
     }
 }
 
-impl Blocks for BTreeMap<Revision, Vec<u8>> {
+impl EventView for MemoryBlocks {
+    fn scan(&self, each: &mut Each<'_>) -> Result<(), Fatal> {
+        self.iter().try_for_each(|(first, bytes)| each(Records::new(*first, bytes)))
+    }
+}
+
+impl Blocks for MemoryBlocks {
     fn holding(&self, at: Revision) -> Result<Option<Block>, Fatal> {
         let block = self.range(..=at).next_back();
-        Ok(block.map(|(first, bytes)| Block { first: *first, bytes: bytes.clone() }))
+        Ok(block.map(|(first, bytes)| Block { first: *first, bytes: bytes.to_vec() }))
     }
 
     fn before(&self, name: Revision) -> Result<Option<Revision>, Fatal> {
@@ -213,7 +251,7 @@ impl Blocks for BTreeMap<Revision, Vec<u8>> {
     }
 
     fn insert(&mut self, block: &Block) -> Result<(), Fatal> {
-        self.insert(block.first, block.bytes.clone());
+        self.insert(block.first, block.bytes.as_slice().into());
         Ok(())
     }
 

@@ -34,13 +34,13 @@ impl Store {
 
         let mut from = Some(Revision::default());
         while let Some(name) = from {
-            from = hasher.step(shared, compact_revision, |each| {
+            from = hasher.step(&shared, compact_revision, |each| {
                 shared.events.scan(name, STEP_BLOCKS, each)
             })?;
         }
         for block in pending {
             // What was flushed meanwhile has been hashed from disk.
-            hasher.step(shared, compact_revision, |each| {
+            hasher.step(&shared, compact_revision, |each| {
                 each(Records::new(block.first, &block.bytes)).map(|()| None)
             })?;
         }

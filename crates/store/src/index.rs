@@ -191,6 +191,20 @@ impl KeyIndex {
         index
     }
 
+    /// Adds a version that comes after all others, as it was written once, without its value.
+    pub(crate) fn replay(&mut self, key: &[u8], version: Version) {
+        match self.keys.get_mut(key) {
+            Some(entry) => {
+                self.hot_bytes -= entry.hot_cost();
+                entry.push(version);
+                entry.value = None;
+            }
+            None => {
+                self.keys.insert(key.into(), KeyEntry::new(version, None));
+            }
+        }
+    }
+
     pub(crate) fn get(&self, key: &[u8]) -> Option<&KeyEntry> {
         self.keys.get(key)
     }

@@ -31,6 +31,7 @@
 //! | `index`, `key`, `range_end` | the keys in memory |
 //! | `record`, `pending`, `events`, `redb_events` | the events, in memory and on disk |
 //! | `store`, `writer`, `compaction`, `open`, `hash` | the lock, the thread, the life of the files |
+//! | `snapshot`, `restore` | the whole state as a stream of bytes, and back |
 
 mod codec;
 mod compaction;
@@ -48,6 +49,8 @@ mod record;
 mod redb_events;
 mod request;
 mod response;
+mod restore;
+mod snapshot;
 mod state;
 mod store;
 mod txn;
@@ -64,5 +67,7 @@ pub use response::{
     CompactResponse, DeleteRangeResponse, HashKv, KeyValue, PutResponse, RangeResponse, Response,
     ResponseOp, TxnResponse,
 };
+pub use restore::RestoreError;
+pub use snapshot::StoreSnapshot;
 pub use store::{Store, StoreOptions};
 pub use validate::{TXN_OPS_MAX, validate};

@@ -16,17 +16,24 @@
 //!
 //! All access to the file goes through [`Disk`], which the simulator replaces.
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use kontiki_disk::{Disk, DiskFile, DiskLock};
 use redb::{
-    AccessGuard, Builder, Database, Durability, ReadableDatabase, ReadableTable, StorageBackend,
-    Table, TableDefinition,
+    AccessGuard, Builder, Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
+    StorageBackend, Table, TableDefinition,
 };
 
 use crate::{
     error::{Fatal, OpenError},
-    events::{Blocks, Checkpoint, Each, EventStore, Found, Removed, remove_events},
+    events::{Blocks, Checkpoint, Each, EventStore, EventView, Found, Removed, remove_events},
     record::{Block, Event, Records, Revision},
 };
 
@@ -38,6 +45,8 @@ const FORMAT: u32 = 1;
 
 const FILE: &str = "events.redb";
 const FILE_IN_MAKING: &str = "events.redb.tmp";
+/// What a snapshot is read into until it takes over.
+const FILE_BESIDE: &str = "events.redb.new";
 const LOCK: &str = "LOCK";
 
 /// Events in a redb file.
@@ -45,13 +54,34 @@ const LOCK: &str = "LOCK";
 pub(crate) struct RedbEvents {
     database: Database,
     file: Arc<dyn DiskFile>,
-    _lock: Box<dyn DiskLock>,
+    place: Place,
+    /// It has not taken over: when it goes, its file goes.
+    is_beside: AtomicBool,
+}
+
+impl Drop for RedbEvents {
+    fn drop(&mut self) {
+        if self.is_beside.load(Ordering::Relaxed) {
+            // If that fails, the next start removes it.
+            drop(remove_if_there(&*self.place.disk, &self.place.dir.join(FILE_BESIDE)));
+        }
+    }
+}
+
+/// Where the file is.
+#[derive(Clone, Debug)]
+struct Place {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    cache_bytes: usize,
+    /// Held for as long as any store of the directory is in use.
+    _lock: Arc<dyn DiskLock>,
 }
 
 impl RedbEvents {
     /// Opens the store in `dir`, or makes an empty one.
     pub(crate) fn open(
-        disk: &dyn Disk,
+        disk: Arc<dyn Disk>,
         dir: &Path,
         cache_bytes: usize,
     ) -> Result<(Self, Checkpoint), OpenError> {
@@ -65,9 +95,10 @@ impl RedbEvents {
                 io(error)
             }
         })?;
+        remove_if_there(&*disk, &dir.join(FILE_BESIDE)).map_err(io)?;
         let file = match disk.open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                create(disk, dir, &path).map_err(io)?;
+                create(&*disk, dir, &path).map_err(io)?;
                 disk.open(&path)
             }
             result => result,
@@ -78,7 +109,8 @@ impl RedbEvents {
             .set_cache_size(cache_bytes)
             .create_with_backend(Backend(Arc::clone(&file)))
             .map_err(|error| damaged(failed("open", error)))?;
-        let events = Self { database, file, _lock: lock };
+        let place = Place { disk, dir: dir.to_owned(), cache_bytes, _lock: lock.into() };
+        let events = Self { database, file, place, is_beside: AtomicBool::new(false) };
         let checkpoint = match events.checkpoint().map_err(damaged)? {
             Ok(checkpoint) => checkpoint,
             Err(found) => return Err(OpenError::Version { path, found, known: FORMAT }),
@@ -101,16 +133,20 @@ impl RedbEvents {
 /// crash leaves either nothing or a store.
 fn create(disk: &dyn Disk, dir: &Path, path: &Path) -> io::Result<()> {
     let in_making = dir.join(FILE_IN_MAKING);
-    match disk.remove(&in_making) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        result => result?,
-    }
+    remove_if_there(disk, &in_making)?;
     let file = disk.create(&in_making)?;
     let database = Builder::new().create_with_backend(Backend(file)).map_err(io::Error::other)?;
     commit(&database, &[], &Checkpoint::default()).map_err(io::Error::other)?;
     database.close().map_err(io::Error::other)?;
     disk.rename(&in_making, path)?;
     disk.sync_dir(dir)
+}
+
+fn remove_if_there(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    match disk.remove(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 fn failed(op: &'static str, error: impl Into<redb::Error>) -> Fatal {
@@ -230,6 +266,51 @@ impl EventStore for RedbEvents {
 
     fn size_bytes(&self) -> Result<u64, Fatal> {
         self.file.len().map_err(|error| Fatal::io("measure", error))
+    }
+
+    fn view(&self) -> Result<Box<dyn EventView>, Fatal> {
+        let transaction = self.database.begin_read().map_err(|error| failed("read", error))?;
+        Ok(Box::new(View(transaction)))
+    }
+
+    fn beside(&self) -> Result<Box<dyn EventStore>, Fatal> {
+        let Place { disk, dir, cache_bytes, .. } = &self.place;
+        let path = dir.join(FILE_BESIDE);
+        let make = |path: &Path| {
+            remove_if_there(&**disk, path)?;
+            disk.create(path)
+        };
+        let file = make(&path).map_err(|error| Fatal::io("restore", error))?;
+        let database = Builder::new()
+            .set_cache_size(*cache_bytes)
+            .create_with_backend(Backend(Arc::clone(&file)))
+            .map_err(|error| failed("restore", error))?;
+        commit(&database, &[], &Checkpoint::default()).map_err(|error| failed("restore", error))?;
+        let place = self.place.clone();
+        Ok(Box::new(Self { database, file, place, is_beside: AtomicBool::new(true) }))
+    }
+
+    fn take_over(&self) -> Result<(), Fatal> {
+        let Place { disk, dir, .. } = &self.place;
+        self.is_beside.store(false, Ordering::Relaxed);
+        disk.rename(&dir.join(FILE_BESIDE), &dir.join(FILE))
+            .and_then(|()| disk.sync_dir(dir))
+            .map_err(|error| Fatal::io("restore", error))
+    }
+}
+
+/// A read transaction: redb keeps the pages that it can see.
+struct View(ReadTransaction);
+
+impl EventView for View {
+    fn scan(&self, each: &mut Each<'_>) -> Result<(), Fatal> {
+        let read_failed = |error| failed("read", redb::Error::from(error));
+        let table = self.0.open_table(EVENTS).map_err(|error| failed("read", error))?;
+        for item in ReadableTable::iter(&table).map_err(read_failed)? {
+            let (name, bytes) = item.map_err(read_failed)?;
+            each(Records::new(Revision::from_key(name.value()), bytes.value()))?;
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,9 @@
 //!                       writer thread ──────────── events on disk ◄───────┘
 //! ```
 //!
+//! [`Store::restore`] exchanges all of it at once for what a snapshot holds: reads that are
+//! under way end where they began.
+//!
 //! Applying touches memory alone. The writer thread takes what is pending every
 //! `flush_interval` or `flush_bytes` and commits it in one durable transaction together with
 //! the position in the log; until then the replicated log is what keeps it, and
@@ -91,6 +94,12 @@ impl Default for StoreOptions {
 /// log. [`close`](Self::close) writes everything out first.
 #[derive(Debug)]
 pub struct Store {
+    live: RwLock<Live>,
+}
+
+/// What a snapshot replaces: the state with its files, and the thread that serves it.
+#[derive(Debug)]
+struct Live {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -132,7 +141,7 @@ impl Store {
     ///
     /// [`OpenError`], when it is in use, of an unknown format, damaged or unreadable.
     pub fn open(path: &Path, options: StoreOptions) -> Result<Self, OpenError> {
-        Self::open_on(&RealDisk, path, options)
+        Self::open_on(Arc::new(RealDisk), path, options)
     }
 
     /// As [`open`](Self::open), on any disk.
@@ -140,7 +149,11 @@ impl Store {
     /// # Errors
     ///
     /// As [`open`](Self::open).
-    pub fn open_on(disk: &dyn Disk, path: &Path, options: StoreOptions) -> Result<Self, OpenError> {
+    pub fn open_on(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        options: StoreOptions,
+    ) -> Result<Self, OpenError> {
         let (events, checkpoint) = RedbEvents::open(disk, path, options.page_cache_bytes)?;
         let (shared, compaction) = crate::open::recover(Box::new(events), checkpoint, options)
             .map_err(|source| OpenError::Damaged { path: path.to_owned(), source })?;
@@ -166,10 +179,18 @@ impl Store {
     }
 
     fn start(shared: Shared) -> std::io::Result<Self> {
-        let shared = Arc::new(shared);
-        let background = shared.options.background;
-        let thread = background.then(|| writer::spawn(Arc::clone(&shared))).transpose()?;
-        Ok(Self { shared, thread })
+        Ok(Self { live: RwLock::new(Live::start(shared)?) })
+    }
+
+    /// Puts `shared` in the place of all that was.
+    pub(crate) fn replace(&self, shared: Shared) -> std::io::Result<()> {
+        let new = Live::start(shared)?;
+        let mut old = std::mem::replace(&mut *self.live.write(), new);
+        old.stop();
+        // Nobody compacts it any more, so nobody may wait for that.
+        old.shared.compaction.lock().give_up();
+        old.shared.compacted.notify_all();
+        Ok(())
     }
 
     /// Applies commands that follow each other in the log. `upto` is the index and term of
@@ -191,19 +212,20 @@ impl Store {
         batch: &[(u64, u64, Request)],
         upto: (u64, u64),
     ) -> Result<Vec<Result<Response, StoreError>>, Fatal> {
-        self.shared.check()?;
-        if self.shared.options.pending_bytes_max < self.shared.state.read().pending.bytes() {
-            self.shared.flush()?;
+        let shared = self.shared();
+        shared.check()?;
+        if shared.options.pending_bytes_max < shared.state.read().pending.bytes() {
+            shared.flush()?;
         }
         let mut responses = Vec::with_capacity(batch.len());
-        let mut state = self.shared.state.write();
-        self.shared.check()?;
+        let mut state = shared.state.write();
+        shared.check()?;
         let (compacted_before, bytes_before) =
             (state.checkpoint.compact_revision, state.pending.bytes());
         for (index, term, request) in batch {
             state.assert_next(*index);
-            match state.apply(&*self.shared.events, request) {
-                Err(StoreError::Fatal(fatal)) => return Err(self.shared.fail(fatal)),
+            match state.apply(&*shared.events, request) {
+                Err(StoreError::Fatal(fatal)) => return Err(shared.fail(fatal)),
                 response => responses.push(response),
             }
             // Not before: a position never stands for half a command.
@@ -215,11 +237,11 @@ impl Store {
         let has_compacted = compacted_before < state.checkpoint.compact_revision;
         let bytes = state.pending.bytes();
         drop(state);
-        self.shared.count_records(bytes - bytes_before);
+        shared.count_records(bytes - bytes_before);
         if has_compacted {
-            self.shared.flush()?;
+            shared.flush()?;
         }
-        self.shared.wake_writer(bytes);
+        shared.wake_writer(bytes);
         Ok(responses)
     }
 
@@ -290,19 +312,20 @@ impl Store {
         &self,
         read: impl Fn(&Shared, bool) -> Result<Option<T>, StoreError>,
     ) -> Result<T, StoreError> {
+        let shared = self.shared();
         for _ in 0..ATTEMPTS {
-            if let Some(response) = read(&self.shared, false)? {
+            if let Some(response) = read(&shared, false)? {
                 return Ok(response);
             }
         }
-        let response = read(&self.shared, true)?;
+        let response = read(&shared, true)?;
         response.ok_or_else(|| missing(crate::record::Revision::default()).into())
     }
 
     /// Index and term of the last entry of the log that is applied.
     #[must_use]
     pub fn applied(&self) -> (u64, u64) {
-        let checkpoint = self.shared.state.read().checkpoint;
+        let checkpoint = self.shared().state.read().checkpoint;
         (checkpoint.applied_index, checkpoint.applied_term)
     }
 
@@ -310,19 +333,19 @@ impl Store {
     /// and no further.
     #[must_use]
     pub fn durable_applied(&self) -> u64 {
-        self.shared.durable_applied.load(Ordering::Acquire)
+        self.shared().durable_applied.load(Ordering::Acquire)
     }
 
     /// The current revision. An empty store has 1, as in etcd.
     #[must_use]
     pub fn revision(&self) -> i64 {
-        self.shared.state.read().checkpoint.revision
+        self.shared().state.read().checkpoint.revision
     }
 
     /// The first revision that is readable, or -1 if nothing was ever compacted, as in etcd.
     #[must_use]
     pub fn compact_revision(&self) -> i64 {
-        self.shared.state.read().checkpoint.compact_revision
+        self.shared().state.read().checkpoint.compact_revision
     }
 
     /// Bytes taken on disk.
@@ -331,13 +354,13 @@ impl Store {
     ///
     /// When the file system does not tell.
     pub fn size_bytes(&self) -> Result<u64, Fatal> {
-        self.shared.events.size_bytes()
+        self.shared().events.size_bytes()
     }
 
     /// Bytes of the events that are kept, on disk or on the way there.
     #[must_use]
     pub fn size_in_use_bytes(&self) -> u64 {
-        self.shared.record_bytes.load(Ordering::Relaxed)
+        self.shared().record_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether the store still works: the error that closed it, if not. The writer thread
@@ -347,7 +370,7 @@ impl Store {
     ///
     /// What went wrong, once and for all.
     pub fn check(&self) -> Result<(), Fatal> {
-        self.shared.check()
+        self.shared().check()
     }
 
     /// Makes everything that is applied durable.
@@ -356,7 +379,7 @@ impl Store {
     ///
     /// [`Fatal`] when the disk has failed.
     pub fn flush(&self) -> Result<(), Fatal> {
-        self.shared.flush()
+        self.shared().flush()
     }
 
     /// Does a little of the compaction that is due. Returns whether there was anything to do.
@@ -366,15 +389,16 @@ impl Store {
     ///
     /// [`Fatal`] when the disk has failed.
     pub fn compact_step(&self) -> Result<bool, Fatal> {
-        self.shared.compact_step()
+        self.shared().compact_step()
     }
 
     /// Waits until what the compaction at `revision` made superfluous is removed, for at most
     /// `timeout`. Returns whether it is. Blocks; not for an async task.
     #[must_use]
     pub fn wait_compacted(&self, revision: i64, timeout: Duration) -> bool {
-        let mut compaction = self.shared.compaction.lock();
-        let waited = self.shared.compacted.wait_while_for(
+        let shared = self.shared();
+        let mut compaction = shared.compaction.lock();
+        let waited = shared.compacted.wait_while_for(
             &mut compaction,
             |compaction| compaction.done() < revision,
             timeout,
@@ -388,8 +412,22 @@ impl Store {
     ///
     /// [`Fatal`] when the disk has failed.
     pub fn close(mut self) -> Result<(), Fatal> {
-        self.stop();
-        self.shared.flush()
+        self.live.get_mut().stop();
+        self.shared().flush()
+    }
+
+    /// The state of the moment. Whoever keeps it reads on from it after a restore.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.live.read().shared)
+    }
+}
+
+impl Live {
+    fn start(shared: Shared) -> std::io::Result<Self> {
+        let shared = Arc::new(shared);
+        let background = shared.options.background;
+        let thread = background.then(|| writer::spawn(Arc::clone(&shared))).transpose()?;
+        Ok(Self { shared, thread })
     }
 
     fn stop(&mut self) {
@@ -400,16 +438,12 @@ impl Store {
             assert!(outcome.is_ok(), "the writer thread has panicked");
         }
     }
-
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.shared
-    }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            self.stop();
+            self.live.get_mut().stop();
         }
     }
 }

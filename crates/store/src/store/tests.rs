@@ -7,7 +7,7 @@ use std::sync::{
 
 use super::*;
 use crate::{
-    events::{Each, Found, Removed},
+    events::{Each, EventView, Found, Removed},
     record::{Block, Revision},
     request::{DeleteRangeRequest, PutRequest},
 };
@@ -54,6 +54,18 @@ impl EventStore for Watched {
         self.events.remove(dead, blocks_max)
     }
 
+    fn view(&self) -> Result<Box<dyn EventView>, Fatal> {
+        self.events.view()
+    }
+
+    fn beside(&self) -> Result<Box<dyn EventStore>, Fatal> {
+        self.events.beside()
+    }
+
+    fn take_over(&self) -> Result<(), Fatal> {
+        self.events.take_over()
+    }
+
     fn record_bytes(&self) -> Result<u64, Fatal> {
         self.events.record_bytes()
     }
@@ -87,7 +99,7 @@ fn store_with(value_cache_bytes: usize) -> Probe {
     };
     let options = StoreOptions { background: false, ..StoreOptions::default() };
     let store = Store::start(Shared::new(Box::new(events), state, 0, options)).unwrap();
-    known.set(Arc::downgrade(&store.shared)).unwrap();
+    known.set(Arc::downgrade(&store.shared())).unwrap();
     let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
     store.apply(&[(1, 1, Request::Put(put))], (1, 1)).unwrap();
     store.flush().unwrap();
@@ -115,7 +127,7 @@ fn no_lock_is_held_while_values_are_fetched() {
 fn a_missing_event_is_reported_while_a_writer_waits_for_the_lock() {
     let probe = cold_store();
     probe.is_lost.store(true, Ordering::Relaxed);
-    let shared = &*probe.store.shared;
+    let shared = &*probe.store.shared();
     let request = of_the_key();
     std::thread::scope(|scope| {
         let state = shared.state.read();
@@ -154,7 +166,7 @@ fn a_flush_that_waits_while_the_store_fails_writes_nothing() {
     let probe = cold_store();
     let put = PutRequest { key: "b".into(), value: "v".into(), ..PutRequest::default() };
     probe.store.apply(&[(2, 1, Request::Put(put))], (2, 1)).unwrap();
-    let shared = &*probe.store.shared;
+    let shared = &*probe.store.shared();
     std::thread::scope(|scope| {
         let state = shared.state.write();
         let flushing = scope.spawn(|| shared.flush());

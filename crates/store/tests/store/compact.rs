@@ -1,6 +1,6 @@
 //! Compaction: what may be asked for, what is kept, and what is given back.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use kontiki_store::{RangeRequest, Store, StoreOptions};
 
@@ -74,7 +74,7 @@ fn a_tombstone_exactly_at_the_compact_revision_is_kept() {
 #[test]
 fn the_revision_survives_the_events() {
     let disk = MemoryDisk::default();
-    let open = || Store::open_on(&disk, Path::new("/kv"), quiet()).unwrap();
+    let open = || Store::open_on(Arc::new(disk.clone()), Path::new("/kv"), quiet()).unwrap();
     let store = open();
     apply_put(&store, "k", "1");
     apply_delete(&store, delete("k", ""));
@@ -97,13 +97,13 @@ fn the_revision_survives_the_events() {
 #[test]
 fn a_compaction_is_durable_when_it_is_answered() {
     let disk = MemoryDisk::default();
-    let store = Store::open_on(&disk, Path::new("/kv"), quiet()).unwrap();
+    let store = Store::open_on(Arc::new(disk.clone()), Path::new("/kv"), quiet()).unwrap();
     apply_put(&store, "k", "1");
     apply_put(&store, "k", "2");
     apply_compact(&store, 3).unwrap();
     assert_eq!(store.durable_applied(), 3);
     let mut rng = crate::support::rng::Rng::new(1);
-    let store = Store::open_on(&disk.crash(&mut rng), Path::new("/kv"), quiet()).unwrap();
+    let store = Store::open_on(Arc::new(disk.crash(&mut rng)), Path::new("/kv"), quiet()).unwrap();
     assert_eq!((store.compact_revision(), store.revision()), (3, 3));
 }
 
@@ -112,7 +112,8 @@ fn a_compaction_is_durable_when_it_is_answered() {
 fn blocks_are_packed_and_space_is_reused() {
     let disk = MemoryDisk::default();
     let options = StoreOptions { value_cache_bytes: 0, ..quiet() };
-    let open = || Store::open_on(&disk, Path::new("/kv"), options.clone()).unwrap();
+    let open =
+        || Store::open_on(Arc::new(disk.clone()), Path::new("/kv"), options.clone()).unwrap();
     let mut store = open();
     let value = "x".repeat(500);
     let mut sizes = Vec::new();

@@ -1,6 +1,6 @@
 //! Power failures, failing disks and damaged files.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use kontiki_store::{OpenError, RangeRequest, Request, Response, Store, StoreError, StoreOptions};
 use redb::TableDefinition;
@@ -14,7 +14,7 @@ const FILE: &str = "/kv/events.redb";
 
 fn open(disk: &MemoryDisk) -> Result<Store, OpenError> {
     let options = StoreOptions { value_cache_bytes: 500, ..quiet() };
-    Store::open_on(disk, Path::new(DIR), options)
+    Store::open_on(Arc::new(disk.clone()), Path::new(DIR), options)
 }
 
 /// Runs commands with flushes and compaction in between, until the disk fails or the end.
@@ -100,7 +100,7 @@ fn an_error_of_the_background_reaches_the_next_apply() {
     let disk = MemoryDisk::default();
     let options =
         StoreOptions { flush_interval: std::time::Duration::from_millis(1), ..Default::default() };
-    let store = Store::open_on(&disk, Path::new(DIR), options).unwrap();
+    let store = Store::open_on(Arc::new(disk.clone()), Path::new(DIR), options).unwrap();
     disk.fail_after(0);
     let outcome = (1..100_000).find_map(|index| {
         let batch = [(index, 1, Request::Put(put("k", "v")))];

@@ -3,7 +3,7 @@
 //!
 //! `KONTIKI_STORE_SEEDS` sets the number of seeds, `KONTIKI_STORE_SEED` the first one.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use crate::support::{self, disk::MemoryDisk, generate, model::Model, quiet, refusal, rng::Rng};
 use kontiki_store::{Request, Response, Store, StoreOptions};
@@ -50,7 +50,8 @@ impl World {
 
     fn open(&mut self) {
         self.store = None;
-        let store = Store::open_on(&self.disk, Path::new("/store"), self.options.clone());
+        let store =
+            Store::open_on(Arc::new(self.disk.clone()), Path::new("/store"), self.options.clone());
         self.store = Some(store.unwrap());
     }
 
@@ -71,6 +72,7 @@ impl World {
                 }
                 94..=95 => self.check_hash(),
                 96 => self.close_and_open(),
+                97 => self.restore_elsewhere(),
                 _ => self.crash_and_open(),
             }
         }
@@ -120,6 +122,26 @@ impl World {
         self.store.take().unwrap().close().unwrap();
         self.open();
         assert_eq!(self.store().applied(), applied, "closing makes all durable");
+        self.check_positions();
+    }
+
+    /// Another store takes the state over, with whatever it held before, and goes on with it.
+    fn restore_elsewhere(&mut self) {
+        let disk = MemoryDisk::default();
+        let other =
+            Store::open_on(Arc::new(disk.clone()), Path::new("/store"), self.options.clone());
+        let other = other.unwrap();
+        let at = self.store().applied();
+        for index in 1..=at.0.min(7) {
+            let stale = Request::Put(support::put("stale", "value"));
+            other.apply(&[(index, 1, stale)], (index, 1)).unwrap();
+        }
+        let mut bytes = Vec::new();
+        self.store().snapshot().unwrap().write_to(&mut bytes).unwrap();
+        other.restore(at, &mut &bytes[..]).unwrap();
+        assert_eq!((other.applied(), other.durable_applied()), (at, at.0));
+        assert_eq!(other.hash_kv(0).unwrap(), self.store().hash_kv(0).unwrap());
+        (self.disk, self.store) = (disk, Some(other));
         self.check_positions();
     }
 

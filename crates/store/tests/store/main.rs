@@ -10,6 +10,7 @@ mod crash;
 mod differential;
 mod put_delete;
 mod range;
+mod snapshot;
 mod support;
 mod threads;
 mod txn;
