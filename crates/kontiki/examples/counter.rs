@@ -2,29 +2,37 @@
 //! adds one every second. Kill any of them with `kill -9` and start it again: the count goes on.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
-use std::{env, error::Error, time::Duration};
+use std::{env, error::Error, io, time::Duration};
 
-use kontiki::{Command, Raft, StateMachine};
+use kontiki::{Command, EntryId, Raft, StateMachine};
 
 #[derive(Default)]
 struct Counter(u64);
 
 impl StateMachine for Counter {
     type Response = u64;
+    type Snapshot = Vec<u8>;
 
     fn apply(&mut self, command: Command<'_>) -> u64 {
-        if let Ok(bytes) = command.data[..].try_into() {
-            self.0 = self.0.wrapping_add(u64::from_le_bytes(bytes));
-        }
+        let step = command.data[..].try_into().map_or(0, u64::from_le_bytes);
+        self.0 = self.0.wrapping_add(step);
         self.0
+    }
+
+    fn snapshot(&mut self) -> io::Result<Vec<u8>> {
+        Ok(self.0.to_string().into_bytes())
+    }
+
+    fn restore(&mut self, _: EntryId, from: &mut dyn io::Read) -> io::Result<()> {
+        self.0 = io::read_to_string(from)?.parse().map_err(io::Error::other)?;
+        Ok(())
     }
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = env::args().skip(1);
-    let id: u64 = arguments.next().ok_or("usage: counter 1|2|3 [PORT]")?.parse()?;
-    let port: u64 = arguments.next().map_or(Ok(7000), |port| port.parse())?;
+    let id: u64 = env::args().nth(1).ok_or("usage: counter 1|2|3 [PORT]")?.parse()?;
+    let port: u64 = env::args().nth(2).map_or(Ok(7000), |port| port.parse())?;
 
     let raft = Raft::builder(id, Counter::default())
         .data_dir(format!("counter-data/{id}"))

@@ -4,6 +4,7 @@
 
 use std::{
     error::Error,
+    io,
     ops::RangeInclusive,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -72,10 +73,22 @@ struct Sum(u64);
 
 impl StateMachine for Sum {
     type Response = u64;
+    type Snapshot = Vec<u8>;
 
     fn apply(&mut self, command: Command<'_>) -> u64 {
         self.0 += command.data.len() as u64;
         self.0
+    }
+
+    fn snapshot(&mut self) -> io::Result<Vec<u8>> {
+        Ok(self.0.to_le_bytes().to_vec())
+    }
+
+    fn restore(&mut self, _: EntryId, from: &mut dyn io::Read) -> io::Result<()> {
+        let mut bytes = [0; 8];
+        from.read_exact(&mut bytes)?;
+        self.0 = u64::from_le_bytes(bytes);
+        Ok(())
     }
 }
 

@@ -2,9 +2,9 @@
 //! what the two that are left can still do, and that the third has it all when it is back.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
-use std::{error::Error, net::TcpListener, path::Path, time::Duration};
+use std::{error::Error, io, net::TcpListener, path::Path, time::Duration};
 
-use kontiki::{Command, LogOptions, Raft, Role, StateMachine};
+use kontiki::{Command, EntryId, LogOptions, Raft, Role, StateMachine};
 
 /// Remembers who said what.
 #[derive(Default)]
@@ -12,10 +12,20 @@ struct Journal(Vec<String>);
 
 impl StateMachine for Journal {
     type Response = usize;
+    type Snapshot = Vec<u8>;
 
     fn apply(&mut self, command: Command<'_>) -> usize {
         self.0.push(String::from_utf8_lossy(command.data).into_owned());
         self.0.len()
+    }
+
+    fn snapshot(&mut self) -> io::Result<Vec<u8>> {
+        Ok(self.0.join("\n").into_bytes())
+    }
+
+    fn restore(&mut self, _: EntryId, from: &mut dyn io::Read) -> io::Result<()> {
+        self.0 = io::read_to_string(from)?.lines().map(str::to_owned).collect();
+        Ok(())
     }
 }
 
@@ -90,6 +100,6 @@ async fn leader(nodes: &[Node]) -> usize {
     }
 }
 
-fn free_address() -> std::io::Result<String> {
+fn free_address() -> io::Result<String> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }

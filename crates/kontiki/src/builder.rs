@@ -98,6 +98,22 @@ impl<S: StateMachine> Builder<S> {
         self
     }
 
+    /// Lets [`ReadMode::Lease`](crate::ReadMode::Lease) do without a round of messages while the
+    /// leader holds a lease. The clocks of the cluster must not drift apart faster than by
+    /// `drift_ppm_max` millionths, monotonic and while the computer runs: 500 is what an operating
+    /// system corrects at most, and virtual machines that are paused break it. Where they do
+    /// drift faster a read may be stale.
+    pub fn lease_reads(mut self, drift_ppm_max: u32) -> Self {
+        self.config.clock_drift_ppm_max = drift_ppm_max;
+        self
+    }
+
+    /// Who should lead if all else is equal: the higher, the sooner. Never part of a vote.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.config.priority = priority;
+        self
+    }
+
     /// Proposals and reads are answered within this time. Five seconds and two election
     /// timeouts, if this is not said: long enough to find a new leader.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {

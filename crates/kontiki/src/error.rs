@@ -29,6 +29,14 @@ pub enum Fault {
         /// Why.
         source: Arc<io::Error>,
     },
+    /// Its state machine failed to take the snapshot that the leader sent.
+    #[error("the state machine failed to take the snapshot of {at}")]
+    Restore {
+        /// The last entry that the snapshot stands for.
+        at: EntryId,
+        /// Why.
+        source: Arc<io::Error>,
+    },
     /// The state machine did not answer each command of a batch once: a bug in its
     /// [`apply_batch`](crate::StateMachine::apply_batch).
     #[error("the state machine gave {responses} responses to {commands} commands")]

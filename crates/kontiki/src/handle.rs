@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -9,7 +10,8 @@ use std::{
 };
 
 use kontiki_raft::{
-    Bytes, EntryId, Index, Membership, NodeId, ProgressStatus, Rejection, Role, SoftState, StoreId,
+    Bytes, ChangeSet, EntryId, Index, Membership, NodeId, ProgressStatus, ReadMode, Rejection,
+    Role, SoftState, StoreId, Timestamp,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -67,21 +69,45 @@ pub struct Status {
     pub last: EntryId,
     /// The membership in force.
     pub membership: Membership,
+    /// The entry that it is from, for [`ChangeSet::expect`].
+    pub membership_at: EntryId,
+    /// When this was said, by the clock of the node.
+    pub now: Timestamp,
+    /// Until when this leader may serve lease reads, by the same clock, if it has a lease.
+    pub lease_until: Option<Timestamp>,
+    /// To whom the leadership is being handed.
+    pub transfer_to: Option<NodeId>,
+    /// What of its log is damaged and not refilled yet: until then it neither votes nor leads.
+    pub damaged: Option<RangeInclusive<Index>>,
+    /// The disk under its log is full: as a leader it takes no proposals.
+    pub is_storage_full: bool,
+    /// Since when the oldest write waits for the disk, by the clock of the node.
+    pub oldest_write: Option<Timestamp>,
     /// What the leader knows of the others. Empty unless this node leads.
     pub progress: Vec<ProgressStatus>,
 }
 
 /// What the node loop is asked by its handles.
 pub(crate) enum Request<S: StateMachine> {
-    Propose { command: Bytes, reply: oneshot::Sender<ProposeResult<S>> },
-    Read(ReadFn<S>),
-    ReadBarrier(oneshot::Sender<Result<Index, ReadError>>),
+    Propose(Proposed<S>),
+    ProposeMany(Vec<Proposed<S>>),
+    ChangeMembership { change: ChangeSet, reply: oneshot::Sender<ChangeResult> },
+    Read { mode: ReadMode, serve: ReadFn<S> },
+    ReadBarrier { mode: ReadMode, reply: oneshot::Sender<Result<Index, ReadError>> },
     ReadStale(ReadFn<S>),
     Status(oneshot::Sender<Status>),
     Campaign,
     Transfer { to: Option<NodeId> },
     Shutdown,
 }
+
+/// A command, and who waits for the response.
+pub(crate) struct Proposed<S: StateMachine> {
+    pub(crate) command: Bytes,
+    pub(crate) reply: oneshot::Sender<ProposeResult<S>>,
+}
+
+pub(crate) type ChangeResult = Result<Arc<Membership>, ProposeError>;
 
 pub(crate) type ProposeResult<S> = Result<Applied<<S as StateMachine>::Response>, ProposeError>;
 
@@ -139,12 +165,64 @@ impl<S: StateMachine> Raft<S> {
         let (reply, response) = oneshot::channel();
         let command = command.into();
         let bytes = command.len();
-        self.submit(Request::Propose { command, reply }, bytes).map_err(
-            |refused| match refused {
-                Refused::Busy => ProposeError::Rejected(Rejection::Busy),
-                Refused::Stopped => ProposeError::Stopped(self.fault()),
-            },
-        )?;
+        self.submit(Request::Propose(Proposed { command, reply }), bytes)
+            .map_err(|refused| self.propose_error(&refused))?;
+        response.await.unwrap_or_else(|_| Err(ProposeError::Stopped(self.fault())))
+    }
+
+    /// As [`propose`](Self::propose) for many commands, which reach the log together: one write
+    /// and one message to each follower, as far as they fit. They are applied in the order given,
+    /// perhaps with others between; each has a result of its own, in the same order.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped each of the commands may or may not be applied.
+    pub async fn propose_many<C: Into<Bytes>>(
+        &self,
+        commands: impl IntoIterator<Item = C>,
+    ) -> Vec<ProposeResult<S>> {
+        let mut bytes = 0;
+        let (proposed, responses): (Vec<_>, Vec<_>) = commands
+            .into_iter()
+            .map(|command| {
+                let (reply, response) = oneshot::channel();
+                let command = command.into();
+                bytes += command.len();
+                (Proposed { command, reply }, response)
+            })
+            .unzip();
+        if let Err(refused) = self.submit(Request::ProposeMany(proposed), bytes) {
+            return responses.iter().map(|_| Err(self.propose_error(&refused))).collect();
+        }
+        let mut results = Vec::with_capacity(responses.len());
+        for response in responses {
+            let result = response.await;
+            results.push(result.unwrap_or_else(|_| Err(ProposeError::Stopped(self.fault()))));
+        }
+        results
+    }
+
+    /// Changes the members of the cluster, and returns the membership when the last step of the
+    /// change is committed. Can be called on any node. Changes of voters go through joint
+    /// consensus (§6); while another change is under way this one waits for its turn.
+    ///
+    /// A server that is to be added has its address in the change, and is started with
+    /// nothing else than where the others are; it may be started before or after. Ids are given
+    /// by the cluster and never used twice.
+    ///
+    /// # Errors
+    ///
+    /// As [`propose`](Self::propose). [`Rejection::InvalidChange`] says what makes no sense;
+    /// [`Rejection::MembershipChanged`] that [`ChangeSet::expect`] is not met;
+    /// [`Rejection::MembershipInProgress`] that another change took all the time there was.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped the change may or may not take place.
+    pub async fn change_membership(&self, change: ChangeSet) -> ChangeResult {
+        let (reply, response) = oneshot::channel();
+        self.submit(Request::ChangeMembership { change, reply }, 0)
+            .map_err(|refused| self.propose_error(&refused))?;
         response.await.unwrap_or_else(|_| Err(ProposeError::Stopped(self.fault())))
     }
 
@@ -166,7 +244,25 @@ impl<S: StateMachine> Raft<S> {
         &self,
         read: impl FnOnce(&S) -> R + Send + 'static,
     ) -> Result<R, ReadError> {
-        self.run_on_machine(Request::Read, read).await
+        self.read_with(ReadMode::ReadIndex, read).await
+    }
+
+    /// As [`read`](Self::read), and the caller chooses how it is shown that the answer is
+    /// current. [`ReadMode::Lease`] needs [`Builder::lease_reads`](crate::Builder::lease_reads).
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`read`](Self::read).
+    pub async fn read_with<R: Send + 'static>(
+        &self,
+        mode: ReadMode,
+        read: impl FnOnce(&S) -> R + Send + 'static,
+    ) -> Result<R, ReadError> {
+        self.run_on_machine(|serve| Request::Read { mode, serve }, read).await
     }
 
     /// Reads whatever is here, which may be older than what was acknowledged elsewhere. Needs no
@@ -198,8 +294,23 @@ impl<S: StateMachine> Raft<S> {
     ///
     /// The future can be dropped at any time.
     pub async fn read_barrier(&self) -> Result<Index, ReadError> {
+        self.read_barrier_with(ReadMode::ReadIndex).await
+    }
+
+    /// As [`read_barrier`](Self::read_barrier), and the caller chooses how it is shown that the
+    /// answer is current, as in [`read_with`](Self::read_with).
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    ///
+    /// # Cancel safety
+    ///
+    /// The future can be dropped at any time.
+    pub async fn read_barrier_with(&self, mode: ReadMode) -> Result<Index, ReadError> {
         let (reply, response) = oneshot::channel();
-        self.submit(Request::ReadBarrier(reply), 0).map_err(|refused| self.read_error(&refused))?;
+        self.submit(Request::ReadBarrier { mode, reply }, 0)
+            .map_err(|refused| self.read_error(&refused))?;
         response.await.unwrap_or_else(|_| Err(ReadError::Stopped(self.fault())))
     }
 
@@ -307,7 +418,7 @@ impl<S: StateMachine> Raft<S> {
 
     async fn run_on_machine<R: Send + 'static>(
         &self,
-        request: fn(ReadFn<S>) -> Request<S>,
+        request: impl FnOnce(ReadFn<S>) -> Request<S>,
         read: impl FnOnce(&S) -> R + Send + 'static,
     ) -> Result<R, ReadError> {
         let (reply, response) = oneshot::channel();
@@ -333,6 +444,13 @@ impl<S: StateMachine> Raft<S> {
             self.room.bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
         sent
+    }
+
+    fn propose_error(&self, refused: &Refused) -> ProposeError {
+        match refused {
+            Refused::Busy => ProposeError::Rejected(Rejection::Busy),
+            Refused::Stopped => ProposeError::Stopped(self.fault()),
+        }
     }
 
     fn read_error(&self, refused: &Refused) -> ReadError {

@@ -6,17 +6,29 @@
 //! on any node.
 //!
 //! ```
-//! use kontiki::{Command, LogOptions, Raft, StateMachine};
+//! use std::io;
+//!
+//! use kontiki::{Command, EntryId, LogOptions, Raft, StateMachine};
 //!
 //! #[derive(Default)]
 //! struct Counter(u64);
 //!
 //! impl StateMachine for Counter {
 //!     type Response = u64;
+//!     type Snapshot = Vec<u8>;
 //!
 //!     fn apply(&mut self, command: Command<'_>) -> u64 {
 //!         self.0 += command.data.len() as u64;
 //!         self.0
+//!     }
+//!
+//!     fn snapshot(&mut self) -> io::Result<Vec<u8>> {
+//!         Ok(self.0.to_string().into_bytes())
+//!     }
+//!
+//!     fn restore(&mut self, _: EntryId, from: &mut dyn io::Read) -> io::Result<()> {
+//!         self.0 = io::read_to_string(from)?.parse().map_err(io::Error::other)?;
+//!         Ok(())
 //!     }
 //! }
 //!
@@ -60,11 +72,13 @@ mod builder;
 mod clock;
 pub mod codec;
 mod error;
+mod event;
 mod handle;
 mod log_store;
 mod log_thread;
 mod machine;
 mod node;
+mod past;
 mod replica;
 mod requests;
 mod tcp;
@@ -73,6 +87,7 @@ mod transport;
 pub use builder::Builder;
 pub use clock::{BoxFuture, Clock, MonotonicClock};
 pub use error::{Fault, LogFailure, ProposeError, ReadError, StartError, TransferError};
+pub use event::{Action, Answer, Event, RequestId};
 pub use handle::{Applied, NodeIdentity, Raft, Status};
 pub use kontiki_disk::{Disk, DiskFile, DiskLock, RealDisk};
 pub use kontiki_log::{Identity, IdentityRequest, LogError, LogOptions};
@@ -83,8 +98,8 @@ pub use kontiki_raft::{
     StoreId, Term, Timestamp, WriteBatch,
 };
 pub use log_store::{FileLog, LogReader, LogStore, LogWriter, OpenedLog, Upkeep};
-pub use machine::{Batch, Command, StateMachine};
-pub use replica::{Action, Answer, Event, Replica, RequestId};
+pub use machine::{Batch, Command, SnapshotWriter, StateMachine};
+pub use replica::Replica;
 pub use tcp::TcpTransport;
 pub use transport::{
     CHUNK_BYTES_MAX, Closed, Inbox, KnownStores, Lane, Links, Local, Reception, SnapshotOffer,

@@ -271,7 +271,9 @@ mod tests {
             replica.handle(now, Event::Timeout);
             if is_leader {
                 let (id, command) = (RequestId(id), Bytes::from_static(b"x"));
-                replica.handle(now, Event::Propose { id, command, deadline: Timestamp(u64::MAX) });
+                let deadline = Timestamp(u64::MAX);
+                let is_session = false;
+                replica.handle(now, Event::Propose { id, command, is_session, deadline });
             }
             replica.poll(now, &mut actions);
             for action in actions.drain(..) {

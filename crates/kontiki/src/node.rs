@@ -17,14 +17,14 @@ use std::{
     time::Duration,
 };
 
-use kontiki_raft::{Bytes, Index, Rejection, Role, SoftState, Timestamp};
+use kontiki_raft::{Index, ReadMode, Rejection, Role, SoftState, Timestamp, Unavailable};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     Action, Answer, Applied, BoxFuture, Clock, Event, Fault, Inbox, Links, NodeIdentity,
     ProposeError, ReadError, Replica, RequestId, StateMachine, Status,
     apply_thread::{ApplyEvent, ApplyJob, ReadFn},
-    handle::{Phase, ProposeResult, Request, Room},
+    handle::{ChangeResult, Phase, ProposeResult, Proposed, Request, Room},
     log_thread::{LogEvent, LogJob, StoredEvent, StoredRead},
     transport::{Delivery, Notice, Outlet},
 };
@@ -84,6 +84,7 @@ struct Gathered<S: StateMachine> {
 /// Who waits for the answer to a request.
 enum Waiter<S: StateMachine> {
     Propose(oneshot::Sender<ProposeResult<S>>),
+    Change(oneshot::Sender<ChangeResult>),
     Read(ReadFn<S>),
     ReadBarrier(oneshot::Sender<Result<Index, ReadError>>),
 }
@@ -292,7 +293,8 @@ impl<S: StateMachine> Node<S> {
                 envelope, session, ..
             })) => {
                 let to = envelope.to;
-                self.replica.handle(now, Event::EntriesUnavailable { to, session });
+                let why = Unavailable::Retry;
+                self.replica.handle(now, Event::EntriesUnavailable { to, session, why });
             }
             Internal::Apply(ApplyEvent::Applied { upto, durable, responses }) => {
                 self.replica.handle(now, Event::Applied { upto, durable });
@@ -311,14 +313,17 @@ impl<S: StateMachine> Node<S> {
     fn on_request(&mut self, now: Timestamp, request: Request<S>) {
         let deadline = now + self.times.request_timeout;
         match request {
-            Request::Propose { command, reply } => self.propose(now, command, reply),
-            Request::Read(serve) => {
-                let id = self.enter(Waiter::Read(serve));
-                self.replica.handle(now, Event::Read { id, deadline });
+            Request::Propose(proposed) => self.propose(now, proposed),
+            Request::ProposeMany(many) => {
+                many.into_iter().for_each(|proposed| self.propose(now, proposed));
             }
-            Request::ReadBarrier(reply) => {
-                let id = self.enter(Waiter::ReadBarrier(reply));
-                self.replica.handle(now, Event::Read { id, deadline });
+            Request::ChangeMembership { change, reply } => {
+                let id = self.enter(Waiter::Change(reply));
+                self.replica.handle(now, Event::ChangeMembership { id, change, deadline });
+            }
+            Request::Read { mode, serve } => self.read(now, mode, Waiter::Read(serve)),
+            Request::ReadBarrier { mode, reply } => {
+                self.read(now, mode, Waiter::ReadBarrier(reply));
             }
             Request::ReadStale(serve) => self.submit_read(serve),
             Request::Status(reply) => {
@@ -333,12 +338,8 @@ impl<S: StateMachine> Node<S> {
         }
     }
 
-    fn propose(
-        &mut self,
-        now: Timestamp,
-        command: Bytes,
-        reply: oneshot::Sender<ProposeResult<S>>,
-    ) {
+    fn propose(&mut self, now: Timestamp, proposed: Proposed<S>) {
+        let Proposed { command, reply } = proposed;
         self.room.bytes.fetch_sub(command.len(), Ordering::Relaxed);
         if self.stop_at.is_some() {
             drop(reply.send(Err(ProposeError::Stopped(Fault::Shutdown))));
@@ -346,7 +347,14 @@ impl<S: StateMachine> Node<S> {
         }
         let deadline = now + self.times.request_timeout;
         let id = self.enter(Waiter::Propose(reply));
-        self.replica.handle(now, Event::Propose { id, command, deadline });
+        let is_session = false;
+        self.replica.handle(now, Event::Propose { id, command, is_session, deadline });
+    }
+
+    fn read(&mut self, now: Timestamp, mode: ReadMode, waiter: Waiter<S>) {
+        let deadline = now + self.times.request_timeout;
+        let id = self.enter(waiter);
+        self.replica.handle(now, Event::Read { id, mode, deadline });
     }
 
     fn enter(&mut self, waiter: Waiter<S>) -> RequestId {
@@ -364,7 +372,8 @@ impl<S: StateMachine> Node<S> {
                 let job = StoredRead { envelope, range, bytes_max, session };
                 if self.threads.stored.try_send(job).is_err() {
                     // Too much to read already: the protocol asks again.
-                    self.again.push(Event::EntriesUnavailable { to, session });
+                    let why = Unavailable::Retry;
+                    self.again.push(Event::EntriesUnavailable { to, session, why });
                 }
             }
             // A thread that is gone has told why, or will have before the next turn.
@@ -373,6 +382,10 @@ impl<S: StateMachine> Node<S> {
             Action::Apply { what, waiters } => {
                 self.submit_apply(ApplyJob::Apply { what, waiters });
             }
+            Action::SendSnapshot { to, session, .. } => {
+                self.again.push(Event::SnapshotSent { to, session, sent: None });
+            }
+            Action::CancelSnapshot { .. } | Action::Membership(..) => {}
             Action::Answer { id, answer } => self.answer(id, answer),
             Action::SoftState(soft_state) => {
                 let SoftState { role, term, leader } = soft_state;
@@ -396,12 +409,11 @@ impl<S: StateMachine> Node<S> {
             (Waiter::ReadBarrier(reply), Answer::Rejected(why)) => {
                 drop(reply.send(Err(ReadError::Rejected(why))));
             }
-            (Waiter::Propose(reply), answer) => drop(reply.send(Err(match answer {
-                Answer::Rejected(why) => ProposeError::Rejected(why),
-                Answer::Superseded { at } => ProposeError::Superseded { at },
-                Answer::Unknown { at } => ProposeError::Unknown { at },
-                Answer::ReadReady { .. } => unreachable!("a proposal was answered as a read"),
-            }))),
+            (Waiter::Change(reply), Answer::MembershipChanged { membership, .. }) => {
+                drop(reply.send(Ok(membership)));
+            }
+            (Waiter::Propose(reply), answer) => drop(reply.send(Err(propose_error(answer)))),
+            (Waiter::Change(reply), answer) => drop(reply.send(Err(propose_error(answer)))),
             (Waiter::Read(_) | Waiter::ReadBarrier(_), answer) => {
                 unreachable!("a read was answered as a proposal: {answer:?}")
             }
@@ -422,6 +434,7 @@ impl<S: StateMachine> Node<S> {
     }
 
     fn status(&self) -> Status {
+        let now = self.clock.now();
         let status = self.replica.status();
         Status {
             identity: self.identity,
@@ -432,6 +445,13 @@ impl<S: StateMachine> Node<S> {
             log_start: status.log_start,
             last: status.last,
             membership: status.membership.clone(),
+            membership_at: status.membership_at,
+            now,
+            lease_until: status.lease_until,
+            transfer_to: status.transfer_to,
+            damaged: status.damaged,
+            is_storage_full: status.is_storage_full,
+            oldest_write: status.oldest_write,
             progress: status.progress,
         }
     }
@@ -517,6 +537,18 @@ impl<S: StateMachine> Default for Gathered<S> {
             control: Vec::new(),
             append: Vec::new(),
             requests: Vec::new(),
+        }
+    }
+}
+
+/// Why a proposal was not applied.
+fn propose_error(answer: Answer) -> ProposeError {
+    match answer {
+        Answer::Rejected(why) => ProposeError::Rejected(why),
+        Answer::Superseded { at } => ProposeError::Superseded { at },
+        Answer::Unknown { at } => ProposeError::Unknown { at },
+        Answer::ReadReady { .. } | Answer::MembershipChanged { .. } => {
+            unreachable!("a proposal was answered as something else: {answer:?}")
         }
     }
 }

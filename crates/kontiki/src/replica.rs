@@ -8,157 +8,19 @@
 //! Deterministic: no clock, no thread, no chance beside [`Config::seed`]. The simulator and the
 //! tokio shell run the same `Replica`.
 
-use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use kontiki_raft::{
-    Apply, Bytes, Config, Effects, Entry, EntryId, Envelope, Index, Input, LogWrite, Message,
-    NodeId, Outbound, Proposal, ProposalId, ProposalOutcome, RaftCore, ReadId, ReadMode,
-    ReadOutcome, Recovered, Rejection, RestoreError, Role, Session, SoftState, Status, Term,
-    Timestamp, Unavailable, WriteTicket,
+    Apply, Bytes, ChangeSet, Config, Effects, Index, Input, NodeId, Outbound, Proposal, ProposalId,
+    ProposalOutcome, RaftCore, ReadId, ReadMode, ReadOutcome, Recovered, Rejection, RestoreError,
+    Role, SnapshotEffect, SnapshotMeta, SoftState, Status, Timestamp, WriteBatch,
 };
 
-use crate::requests::{Answers, Requests, What};
-
-/// A request, as its host calls it. Unique in the life of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RequestId(pub u64);
-
-/// Something that happened. There is no other way in.
-#[derive(Debug)]
-#[expect(clippy::exhaustive_enums, reason = "a simulator that overlooks an event must not compile")]
-pub enum Event {
-    /// A message arrived.
-    Message {
-        /// Who sent it, as the transport knows.
-        from: NodeId,
-        /// What it says.
-        message: Message,
-    },
-    /// A client wants this command applied. If this node applies it, the answer is a waiter of
-    /// [`Action::Apply`]; otherwise an [`Action::Answer`].
-    Propose {
-        /// How the host calls it.
-        id: RequestId,
-        /// What the state machine will be given.
-        command: Bytes,
-        /// When to give up waiting.
-        deadline: Timestamp,
-    },
-    /// A client wants to read what is committed now. Gets one [`Action::Answer`].
-    Read {
-        /// How the host calls it.
-        id: RequestId,
-        /// When to give up waiting.
-        deadline: Timestamp,
-    },
-    /// The write with this ticket and all before it are durable.
-    Persisted(WriteTicket),
-    /// The write failed. The node takes part no more (pitfall D4).
-    WriteFailed(WriteTicket),
-    /// The state machine has applied everything up to `upto`.
-    Applied {
-        /// The last index that it has applied.
-        upto: Index,
-        /// Up to here it will still know after power loss.
-        durable: Index,
-    },
-    /// The entries asked for by [`Action::SendStored`] could not be read.
-    EntriesUnavailable {
-        /// Whom they were for.
-        to: NodeId,
-        /// The session they were for.
-        session: Session,
-    },
-    /// The log was purged: it starts after this entry.
-    Purged {
-        /// The last entry that is gone.
-        upto: EntryId,
-    },
-    /// The connection to this peer is broken, or a message to it was dropped.
-    PeerUnreachable {
-        /// The peer.
-        id: NodeId,
-    },
-    /// The operator wants this node to stand for election.
-    Campaign,
-    /// Hand the leadership over, to this node or to the best follower.
-    TransferLeadership {
-        /// The target.
-        to: Option<NodeId>,
-    },
-    /// [`Replica::next_deadline`] has passed.
-    Timeout,
-}
-
-/// Something that the host must do. Safe to carry out the moment it is seen; writes and
-/// applies keep their order, and only messages may be dropped.
-#[derive(Debug)]
-#[must_use = "an action does nothing until the host carries it out"]
-#[expect(clippy::exhaustive_enums, reason = "a host that overlooks an action must not compile")]
-pub enum Action {
-    /// Send this.
-    Send(Envelope),
-    /// Read entries of `range` from the log, as many as fit `bytes_max` but at least one, put
-    /// them into the `AppendEntries` of `envelope`, and send it. If they cannot be read, say
-    /// [`Event::EntriesUnavailable`].
-    SendStored {
-        /// The message, without its entries.
-        envelope: Envelope,
-        /// Which entries.
-        range: RangeInclusive<Index>,
-        /// At most this many bytes.
-        bytes_max: usize,
-        /// The session to name if they cannot be read.
-        session: Session,
-    },
-    /// Make this durable, then hand its ticket back.
-    Write(LogWrite),
-    /// Apply these entries, then say [`Event::Applied`].
-    Apply {
-        /// Which entries.
-        what: Apply,
-        /// Which of them answer a request of this host, ascending by index. What the state
-        /// machine returns for them is the answer; there is no other.
-        waiters: Vec<(Index, RequestId)>,
-    },
-    /// The one answer to a request.
-    Answer {
-        /// Which request.
-        id: RequestId,
-        /// What became of it.
-        answer: Answer,
-    },
-    /// The log may be purged up to here. If it is, say [`Event::Purged`].
-    Purge {
-        /// The last entry that nobody needs.
-        upto: EntryId,
-    },
-    /// Role, term or known leader have changed to this.
-    SoftState(SoftState),
-}
-
-/// What became of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "a host that overlooks an answer must not compile")]
-pub enum Answer {
-    /// The read may be served from the state machine as it is here and now.
-    ReadReady {
-        /// Up to here the state machine had to be, and is.
-        index: Index,
-    },
-    /// The proposal is certainly not in any log; the read was not served. Safe to try again.
-    Rejected(Rejection),
-    /// The proposal was appended here and another entry has taken its place: certainly lost.
-    Superseded {
-        /// Where it stood.
-        at: EntryId,
-    },
-    /// The proposal may or may not be applied, now or later.
-    Unknown {
-        /// Where it stands, if that much is known.
-        at: Option<EntryId>,
-    },
-}
+use crate::{
+    Action, Answer, Event, RequestId,
+    past::{Memberships, TermRuns},
+    requests::{Answers, Requests, What},
+};
 
 /// A whole node, still without I/O: events in, actions out.
 #[derive(Debug)]
@@ -171,6 +33,8 @@ pub struct Replica {
     answers: Answers,
     /// The terms of the log, so that a waiter is told its own entry from another's.
     terms: TermRuns,
+    /// The memberships of the log, so that a change is answered when its last step is committed.
+    memberships: Memberships,
     /// The leader, as far as the core knows.
     leader: Option<NodeId>,
     /// Handed to the state machine up to here.
@@ -195,7 +59,8 @@ impl Replica {
     ///
     /// When the settings or what was recovered contradict themselves.
     pub fn new(config: Config, recovered: Recovered, now: Timestamp) -> Result<Self, RestoreError> {
-        let terms = TermRuns(recovered.term_runs.clone());
+        let terms = TermRuns::new(recovered.term_runs.clone());
+        let memberships = Memberships::new(recovered.memberships.clone());
         let applied_index = recovered.applied;
         let first_attempt = scatter(config.seed) >> 1; // room for 2⁶³ attempts
         Ok(Self {
@@ -203,6 +68,7 @@ impl Replica {
             proposals: Vec::new(),
             answers: Vec::new(),
             terms,
+            memberships,
             leader: None,
             handed_index: applied_index,
             applied_index,
@@ -220,8 +86,13 @@ impl Replica {
     /// then [`poll`](Self::poll) once.
     pub fn handle(&mut self, now: Timestamp, event: Event) {
         match event {
-            Event::Propose { id, command, deadline } => self.on_propose(id, command, deadline),
-            Event::Read { id, deadline } => self.on_read(now, id, deadline),
+            Event::Propose { id, command, is_session, deadline } => {
+                self.on_propose(id, What::Proposal { command, is_session }, deadline);
+            }
+            Event::Read { id, mode, deadline } => self.on_read(now, id, mode, deadline),
+            Event::ChangeMembership { id, change, deadline } => {
+                self.on_change(now, id, change, deadline);
+            }
             Event::Applied { upto, durable } => self.on_applied(now, upto, durable),
             Event::Purged { upto } => {
                 self.terms.purge(upto.index);
@@ -233,10 +104,19 @@ impl Replica {
             }
             Event::Persisted(ticket) => self.core.step(now, Input::Persisted(ticket)),
             Event::WriteFailed(ticket) => self.core.step(now, Input::WriteFailed(ticket)),
-            Event::EntriesUnavailable { to, session } => {
-                self.core
-                    .step(now, Input::EntriesUnavailable { to, session, why: Unavailable::Retry });
+            Event::EntriesUnavailable { to, session, why } => {
+                self.core.step(now, Input::EntriesUnavailable { to, session, why });
             }
+            Event::SnapshotReceived { from, meta } => {
+                self.core.step(now, Input::SnapshotReceived { from, meta });
+            }
+            Event::SnapshotSent { to, session, sent } => {
+                self.core.step(now, Input::SnapshotSent { to, session, sent });
+            }
+            Event::StorageSpace { is_full } => {
+                self.core.step(now, Input::StorageSpace { is_full });
+            }
+            Event::PeerStore { id, store } => self.core.step(now, Input::PeerStore { id, store }),
             Event::PeerUnreachable { id } => self.core.step(now, Input::PeerUnreachable { id }),
             Event::Campaign => self.core.step(now, Input::Campaign),
             Event::TransferLeadership { to } => {
@@ -282,23 +162,38 @@ impl Replica {
         self.core.status()
     }
 
-    fn on_propose(&mut self, id: RequestId, command: Bytes, deadline: Timestamp) {
-        let bytes = self.requests.command_bytes().saturating_add(command.len());
-        if self.command_bytes_max < bytes {
-            self.answers.push((id, Answer::Rejected(Rejection::Busy)));
-            return;
+    fn on_propose(&mut self, id: RequestId, what: What, deadline: Timestamp) {
+        let What::Proposal { command, is_session } = &what else { return };
+        let proposal = (command.clone(), *is_session);
+        if let Some(attempt) = self.admit(id, what, deadline) {
+            self.proposals.push(proposal_of(attempt, proposal));
         }
-        let attempt = self.requests.open(id, deadline, What::Proposal(command.clone()));
-        self.proposals.push(Proposal { id: ProposalId(attempt), command, is_session: false });
     }
 
-    fn on_read(&mut self, now: Timestamp, id: RequestId, deadline: Timestamp) {
+    fn on_change(&mut self, now: Timestamp, id: RequestId, change: ChangeSet, deadline: Timestamp) {
+        if let Some(attempt) = self.admit(id, What::Change(change.clone()), deadline) {
+            let id = ProposalId(attempt);
+            self.core.step(now, Input::ChangeMembership { id, change });
+        }
+    }
+
+    /// Takes in something to be appended, if there is room for it. Returns its first attempt.
+    fn admit(&mut self, id: RequestId, what: What, deadline: Timestamp) -> Option<u64> {
+        let bytes = self.requests.command_bytes().saturating_add(what.byte_len());
+        if self.command_bytes_max < bytes {
+            self.answers.push((id, Answer::Rejected(Rejection::Busy)));
+            return None;
+        }
+        Some(self.requests.open(id, deadline, what))
+    }
+
+    fn on_read(&mut self, now: Timestamp, id: RequestId, mode: ReadMode, deadline: Timestamp) {
         if self.read_count_max <= self.requests.read_count() {
             self.answers.push((id, Answer::Rejected(Rejection::Busy)));
             return;
         }
-        let attempt = self.requests.open(id, deadline, What::Read);
-        self.core.step(now, Input::Read { id: ReadId(attempt), mode: ReadMode::ReadIndex });
+        let attempt = self.requests.open(id, deadline, What::Read(mode));
+        self.core.step(now, Input::Read { id: ReadId(attempt), mode });
     }
 
     fn on_applied(&mut self, now: Timestamp, upto: Index, durable: Index) {
@@ -325,16 +220,14 @@ impl Replica {
             self.retry_at = None;
             let (core, proposals) = (&mut self.core, &mut self.proposals);
             self.requests.retry(|attempt, what| match what {
-                What::Proposal(command) => {
-                    proposals.push(Proposal {
-                        id: ProposalId(attempt),
-                        command,
-                        is_session: false,
-                    });
+                What::Proposal { command, is_session } => {
+                    proposals.push(proposal_of(attempt, (command, is_session)));
                 }
-                What::Read => {
-                    core.step(now, Input::Read { id: ReadId(attempt), mode: ReadMode::ReadIndex })
+                What::Change(change) => {
+                    let id = ProposalId(attempt);
+                    core.step(now, Input::ChangeMembership { id, change });
                 }
+                What::Read(mode) => core.step(now, Input::Read { id: ReadId(attempt), mode }),
             });
         }
         self.is_retry_due = false;
@@ -353,7 +246,7 @@ impl Replica {
             });
         }
         if let Some(write) = effects.write.take() {
-            self.terms.append(&write.batch.entries);
+            self.on_write(&write.batch);
             actions.push(Action::Write(write));
         }
         // Proposals before applies: with one voter an entry can be applied in the poll that
@@ -370,6 +263,15 @@ impl Replica {
         if let Some(upto) = effects.purge.take() {
             actions.push(Action::Purge { upto });
         }
+        actions.extend(effects.snapshots.drain(..).map(|effect| match effect {
+            SnapshotEffect::Send { to, session, at_least } => {
+                Action::SendSnapshot { to, session, at_least }
+            }
+            SnapshotEffect::Cancel { to, session } => Action::CancelSnapshot { to, session },
+        }));
+        if let Some((at, membership)) = effects.membership.take() {
+            actions.push(Action::Membership(at, membership));
+        }
         if let Some(soft_state) = effects.soft_state.take() {
             self.on_soft_state(soft_state);
             actions.push(Action::SoftState(soft_state));
@@ -377,16 +279,34 @@ impl Replica {
         self.effects = effects;
     }
 
+    fn on_write(&mut self, batch: &WriteBatch) {
+        if let Some(SnapshotMeta { last, membership }) = &batch.reset_to {
+            self.terms.reset(*last);
+            self.memberships.reset(*last, Arc::clone(membership));
+        }
+        self.terms.append(&batch.entries);
+        self.memberships.append(&batch.entries);
+    }
+
     fn on_proposal_outcome(&mut self, outcome: ProposalOutcome) {
         match outcome {
             ProposalOutcome::Appended { id, at } if at.index <= self.handed_index => {
                 // The leader's word was overtaken by the entry itself. What the state machine
                 // made of it is gone; that another entry stands there would be certain.
-                let answer = match self.terms.term_at(at.index) {
-                    Some(term) if term != at.term => Answer::Superseded { at },
-                    Some(_) | None => Answer::Unknown { at: Some(at) },
-                };
-                self.requests.close(id.get(), answer, &mut self.answers);
+                match self.terms.term_at(at.index) {
+                    Some(term) if term != at.term => {
+                        let answer = Answer::Superseded { at };
+                        self.requests.close(id.get(), answer, &mut self.answers);
+                    }
+                    Some(_) => {
+                        self.requests.on_overtaken(id.get(), at, &mut self.answers);
+                        self.settle_changes();
+                    }
+                    None => {
+                        let answer = Answer::Unknown { at: Some(at) };
+                        self.requests.close(id.get(), answer, &mut self.answers);
+                    }
+                }
             }
             ProposalOutcome::Appended { id, at } => {
                 self.requests.on_appended(id.get(), at, &mut self.answers);
@@ -419,7 +339,11 @@ impl Replica {
                 _ => return,
             },
             Apply::Stored(range) => (*range.start(), *range.end()),
-            Apply::Snapshot(_) => return,
+            Apply::Snapshot(meta) => {
+                self.on_apply_snapshot(meta);
+                actions.push(Action::Apply { what, waiters: Vec::new() });
+                return;
+            }
         };
         assert!(
             first == self.handed_index.next() && first <= last,
@@ -429,9 +353,33 @@ impl Replica {
         self.handed_index = last;
         let terms = &self.terms;
         let waiters = self.requests.settle(last, |index| terms.term_at(index), &mut self.answers);
+        self.settle_changes();
         // The first entry of a new leader may be among these: what was not ready may be now.
         self.is_retry_due |= self.requests.has_waiting();
         actions.push(Action::Apply { what, waiters });
+    }
+
+    /// The entries up to `meta.last` are skipped, and with them the answers of the state machine
+    /// to those who wait for them (pitfall M19).
+    fn on_apply_snapshot(&mut self, meta: &SnapshotMeta) {
+        assert!(
+            self.handed_index < meta.last.index,
+            "a snapshot is newer than what was applied: {} after {}",
+            meta.last,
+            self.handed_index
+        );
+        self.handed_index = meta.last.index;
+        self.requests.skip(meta.last, &mut self.answers);
+        self.settle_changes();
+        self.is_retry_due |= self.requests.has_waiting();
+    }
+
+    /// Answers the changes of the membership whose last step is committed.
+    fn settle_changes(&mut self) {
+        let (requests, answers) = (&mut self.requests, &mut self.answers);
+        self.memberships.on_applied(self.handed_index, |at, membership| {
+            requests.on_membership(at, membership, answers);
+        });
     }
 
     fn on_soft_state(&mut self, soft_state: SoftState) {
@@ -443,35 +391,8 @@ impl Replica {
     }
 }
 
-/// The terms of a log: the first entry of each.
-#[derive(Debug)]
-struct TermRuns(Vec<EntryId>);
-
-impl TermRuns {
-    /// Entries were written. The first may replace what was there.
-    fn append(&mut self, entries: &[Entry]) {
-        let Some(first) = entries.first() else { return };
-        while self.0.last().is_some_and(|run| first.id.index <= run.index) {
-            self.0.pop();
-        }
-        for entry in entries {
-            if self.0.last().is_none_or(|run| run.term != entry.id.term) {
-                self.0.push(entry.id);
-            }
-        }
-    }
-
-    /// Forgets terms that have no entry after `upto`.
-    fn purge(&mut self, upto: Index) {
-        let gone = self.0.partition_point(|run| run.index <= upto.next()).saturating_sub(1);
-        self.0.drain(..gone);
-    }
-
-    /// The term of the entry at `index`, if it is in the log.
-    fn term_at(&self, index: Index) -> Option<Term> {
-        let runs = self.0.partition_point(|run| run.index <= index);
-        self.0.get(runs.checked_sub(1)?).map(|run| run.term)
-    }
+fn proposal_of(attempt: u64, (command, is_session): (Bytes, bool)) -> Proposal {
+    Proposal { id: ProposalId(attempt), command, is_session }
 }
 
 /// A number that looks random for each seed (the finalizer of splitmix64).

@@ -12,10 +12,18 @@
 //!              │                                 │             │
 //!              └──── deadline: rejected          └─ deadline: unknown
 //! ```
+//!
+//! A change of the membership goes the same way, and is answered when the entry that completes
+//! it is about to be applied: its own, or the one that ends the joint membership.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use kontiki_raft::{Bytes, EntryId, Index, Rejection, Term, Timestamp};
+use kontiki_raft::{
+    Bytes, ChangeSet, EntryId, Index, Membership, ReadMode, Rejection, Term, Timestamp,
+};
 
 use crate::{Answer, RequestId};
 
@@ -33,6 +41,8 @@ pub(crate) struct Requests {
     waiting: BTreeSet<u64>,
     /// Proposals that stand in a log, by place. An entry id names one entry, so one proposal.
     appended: BTreeMap<(Index, Term), u64>,
+    /// Changes of the membership whose first step is committed, by its place.
+    changing: BTreeSet<(Index, u64)>,
     /// Reads that need the state machine to have applied an index.
     ready: BTreeSet<(Index, u64)>,
     /// The next attempt gets this number.
@@ -55,9 +65,23 @@ struct Request {
 #[derive(Clone, Debug)]
 pub(crate) enum What {
     /// To append this. Empty once it is appended: the log holds it then.
-    Proposal(Bytes),
+    Proposal { command: Bytes, is_session: bool },
+    /// To change the membership.
+    Change(ChangeSet),
     /// To read what is committed.
-    Read,
+    Read(ReadMode),
+}
+
+impl What {
+    /// What it takes of the room for commands that no log holds yet.
+    pub(crate) fn byte_len(&self) -> usize {
+        const CHANGE_BYTES: usize = 1024;
+        match self {
+            Self::Proposal { command, .. } => command.len(),
+            Self::Change(change) => CHANGE_BYTES * change.changes.len(),
+            Self::Read(_) => 0,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -68,6 +92,8 @@ enum Stage {
     Waiting(Rejection),
     /// Stands in a log under this id.
     Appended(EntryId),
+    /// The first step of the change is committed at this place.
+    Changing(EntryId),
     /// May be served when this is applied.
     Ready(Index),
 }
@@ -80,6 +106,7 @@ impl Requests {
             deadlines: BTreeSet::new(),
             waiting: BTreeSet::new(),
             appended: BTreeMap::new(),
+            changing: BTreeSet::new(),
             ready: BTreeSet::new(),
             next_attempt: first_attempt,
             command_bytes: 0,
@@ -125,9 +152,12 @@ impl Requests {
     /// The proposal stands in a log under `at`, which is still to be applied here.
     pub(crate) fn on_appended(&mut self, attempt: u64, at: EntryId, answers: &mut Answers) {
         let Some(request) = self.open.get_mut(&attempt) else { return };
-        let What::Proposal(command) = &mut request.what else { return };
-        self.command_bytes -= command.len();
-        command.clear();
+        self.command_bytes -= request.what.byte_len();
+        match &mut request.what {
+            What::Proposal { command, .. } => command.clear(),
+            What::Change(change) => change.changes.clear(),
+            What::Read(_) => return,
+        }
         request.stage = Stage::Appended(at);
         if let Some(other) = self.appended.insert((at.index, at.term), attempt)
             && let Some(request) = self.remove(other)
@@ -136,6 +166,45 @@ impl Requests {
             // anything.
             self.appended.insert((at.index, at.term), attempt);
             answers.push((request.id, Answer::Unknown { at: Some(at) }));
+        }
+    }
+
+    /// The entry at `at`, which this request became, was handed to the state machine before it was
+    /// known whose it is. A change can be told what came of it, a proposal cannot.
+    pub(crate) fn on_overtaken(&mut self, attempt: u64, at: EntryId, answers: &mut Answers) {
+        let is_change = |request: &Request| matches!(request.what, What::Change(_));
+        if self.open.get(&attempt).is_some_and(is_change) {
+            self.on_appended(attempt, at, answers);
+            self.begin_change(attempt, at);
+        } else {
+            self.close(attempt, Answer::Unknown { at: Some(at) }, answers);
+        }
+    }
+
+    /// The first step of a change is committed.
+    fn begin_change(&mut self, attempt: u64, at: EntryId) {
+        let Some(request) = self.open.get_mut(&attempt) else { return };
+        self.appended.remove(&(at.index, at.term));
+        request.stage = Stage::Changing(at);
+        self.changing.insert((at.index, attempt));
+    }
+
+    /// The membership of `at` is committed: answers the changes that it completes.
+    pub(crate) fn on_membership(
+        &mut self,
+        at: EntryId,
+        membership: &Arc<Membership>,
+        answers: &mut Answers,
+    ) {
+        if membership.is_joint() {
+            return;
+        }
+        while let Some(&(index, attempt)) = self.changing.first()
+            && index <= at.index
+        {
+            self.changing.pop_first();
+            let membership = Arc::clone(membership);
+            self.close(attempt, Answer::MembershipChanged { at, membership }, answers);
         }
     }
 
@@ -197,15 +266,38 @@ impl Requests {
             && place.key().0 <= last
         {
             let ((index, term), attempt) = place.remove_entry();
-            let Some(request) = self.remove(attempt) else { continue };
-            if term_at(index) == Some(term) {
-                waiters.push((index, request.id));
-            } else {
-                let at = EntryId { index, term };
-                answers.push((request.id, Answer::Superseded { at }));
+            let at = EntryId { index, term };
+            let is_ours = term_at(index) == Some(term);
+            match self.open.get(&attempt) {
+                Some(Request { what: What::Change(_), .. }) if is_ours => {
+                    self.begin_change(attempt, at);
+                }
+                Some(request) if is_ours => {
+                    waiters.push((index, request.id));
+                    self.remove(attempt);
+                }
+                Some(_) => self.close(attempt, Answer::Superseded { at }, answers),
+                None => {}
             }
         }
         waiters
+    }
+
+    /// The state machine is given a snapshot instead of the entries up to `last`. Whose entries
+    /// these were is not known, but for the last one.
+    pub(crate) fn skip(&mut self, last: EntryId, answers: &mut Answers) {
+        while let Some(place) = self.appended.first_entry()
+            && place.key().0 <= last.index
+        {
+            let ((index, term), attempt) = place.remove_entry();
+            let at = EntryId { index, term };
+            let answer = if index == last.index && term != last.term {
+                Answer::Superseded { at }
+            } else {
+                Answer::Unknown { at: Some(at) }
+            };
+            self.close(attempt, answer, answers);
+        }
     }
 
     /// Answers every request whose deadline has passed.
@@ -231,10 +323,10 @@ impl Requests {
     fn give_up(&mut self, attempt: u64, read: Rejection, answers: &mut Answers) {
         let Some(request) = self.remove(attempt) else { return };
         let answer = match (request.what, request.stage) {
-            (What::Read, _) => Answer::Rejected(read),
-            (What::Proposal(_), Stage::Waiting(why)) => Answer::Rejected(why),
-            (What::Proposal(_), Stage::Appended(at)) => Answer::Unknown { at: Some(at) },
-            (What::Proposal(_), Stage::Submitted | Stage::Ready(_)) => Answer::Unknown { at: None },
+            (What::Read(_), _) => Answer::Rejected(read),
+            (_, Stage::Waiting(why)) => Answer::Rejected(why),
+            (_, Stage::Appended(at) | Stage::Changing(at)) => Answer::Unknown { at: Some(at) },
+            (_, Stage::Submitted | Stage::Ready(_)) => Answer::Unknown { at: None },
         };
         answers.push((request.id, answer));
     }
@@ -243,10 +335,8 @@ impl Requests {
         let attempt = self.next_attempt;
         self.next_attempt += 1;
         self.deadlines.insert((request.deadline, attempt));
-        match &request.what {
-            What::Proposal(command) => self.command_bytes += command.len(),
-            What::Read => self.read_count += 1,
-        }
+        self.command_bytes += request.what.byte_len();
+        self.read_count += usize::from(matches!(request.what, What::Read(_)));
         self.open.insert(attempt, request);
         attempt
     }
@@ -255,10 +345,8 @@ impl Requests {
     fn remove(&mut self, attempt: u64) -> Option<Request> {
         let request = self.open.remove(&attempt)?;
         self.deadlines.remove(&(request.deadline, attempt));
-        match &request.what {
-            What::Proposal(command) => self.command_bytes -= command.len(),
-            What::Read => self.read_count -= 1,
-        }
+        self.command_bytes -= request.what.byte_len();
+        self.read_count -= usize::from(matches!(request.what, What::Read(_)));
         match request.stage {
             Stage::Submitted => {}
             Stage::Waiting(_) => {
@@ -266,6 +354,9 @@ impl Requests {
             }
             Stage::Appended(at) => {
                 self.appended.remove(&(at.index, at.term));
+            }
+            Stage::Changing(at) => {
+                self.changing.remove(&(at.index, attempt));
             }
             Stage::Ready(index) => {
                 self.ready.remove(&(index, attempt));

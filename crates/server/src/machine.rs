@@ -13,7 +13,7 @@
 
 use std::{fmt, io, sync::Arc};
 
-use kontiki::{Batch, Command, Index, StateMachine};
+use kontiki::{Batch, Command, EntryId, Index, StateMachine};
 use kontiki_store::{Bytes, Request, Response, Store, StoreError};
 use prost::Message;
 use tokio::sync::Notify;
@@ -55,9 +55,18 @@ pub(crate) fn announcement(me: u64, client_urls: Vec<String>, is_question: bool)
 
 impl StateMachine for KvMachine {
     type Response = Reply;
+    type Snapshot = Vec<u8>;
 
     fn apply(&mut self, _: Command<'_>) -> Reply {
         unreachable!("this machine applies batches")
+    }
+
+    fn snapshot(&mut self) -> io::Result<Vec<u8>> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "the store makes no snapshots yet"))
+    }
+
+    fn restore(&mut self, _: EntryId, _: &mut dyn io::Read) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "the store takes no snapshots yet"))
     }
 
     fn durable_applied(&self) -> Option<Index> {

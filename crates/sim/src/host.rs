@@ -306,6 +306,9 @@ impl World {
                 self.process(id)?.purge = Some(upto);
                 self.maybe_purge(id)
             }
+            Action::SendSnapshot { .. }
+            | Action::CancelSnapshot { .. }
+            | Action::Membership(..) => Ok(()),
             Action::SoftState(state) => {
                 self.note(Note::became(id, state));
                 Ok(())
@@ -344,6 +347,9 @@ impl World {
                 let machine = &self.process(id)?.machine;
                 let (applied, value) = (machine.applied, machine.register(key));
                 self.requests.on_read(id, now, number, (index, applied), value)?
+            }
+            Answer::MembershipChanged { .. } => {
+                return Err(format!("{id} answers #{number} with a membership"));
             }
             Answer::Rejected(why) => {
                 self.requests.close(id, now, number, Outcome::Rejected(why))?;
@@ -489,7 +495,8 @@ impl World {
             return Ok(());
         }
         let Ok(entries) = process.reader.read(range, bytes_max) else {
-            return self.handle(id, Event::EntriesUnavailable { to, session });
+            let why = kontiki_raft::Unavailable::Retry;
+            return self.handle(id, Event::EntriesUnavailable { to, session, why });
         };
         let Body::AppendEntries(append) = &mut envelope.message.body else {
             return Err(format!("{id} wants entries in a message that takes none"));

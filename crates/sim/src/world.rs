@@ -559,6 +559,7 @@ impl World {
         self.ask(id, ask, |request, deadline| Event::Propose {
             id: request,
             command: encoded,
+            is_session: false,
             deadline,
         })
     }
@@ -569,7 +570,11 @@ impl World {
     ///
     /// When an invariant breaks.
     pub fn read(&mut self, id: NodeId, key: u64) -> Result<u64, Failure> {
-        self.ask(id, Ask::Read { key }, |request, deadline| Event::Read { id: request, deadline })
+        self.ask(id, Ask::Read { key }, |request, deadline| Event::Read {
+            id: request,
+            mode: kontiki_raft::ReadMode::ReadIndex,
+            deadline,
+        })
     }
 
     fn ask(

@@ -2,13 +2,16 @@
 
 use std::{
     future::Future,
+    io,
     net::TcpListener,
     path::PathBuf,
     sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
-use kontiki::{Builder, Command, Config, LogOptions, Raft, Role, StartError, StateMachine};
+use kontiki::{
+    Builder, Command, Config, EntryId, LogOptions, Raft, Role, StartError, StateMachine,
+};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -21,10 +24,34 @@ pub(crate) struct List(pub(crate) Vec<Vec<u8>>);
 
 impl StateMachine for List {
     type Response = usize;
+    type Snapshot = Vec<u8>;
 
     fn apply(&mut self, command: Command<'_>) -> usize {
         self.0.push(command.data.to_vec());
         self.0.len()
+    }
+
+    fn snapshot(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for item in &self.0 {
+            bytes.extend(u32::try_from(item.len()).unwrap().to_le_bytes());
+            bytes.extend(item);
+        }
+        Ok(bytes)
+    }
+
+    fn restore(&mut self, _: EntryId, from: &mut dyn io::Read) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes)?;
+        let mut rest = &bytes[..];
+        self.0.clear();
+        while let Some((len, after)) = rest.split_first_chunk::<4>() {
+            let len = usize::try_from(u32::from_le_bytes(*len)).unwrap();
+            let (item, after) = after.split_at(len);
+            self.0.push(item.to_vec());
+            rest = after;
+        }
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use kontiki::{
-    Batch, Command, Disk, DiskFile, DiskLock, Fault, Index, LogError, ProposeError, Raft,
+    Batch, Command, Disk, DiskFile, DiskLock, EntryId, Fault, Index, LogError, ProposeError, Raft,
     ReadError, RealDisk, Rejection, StartError, StateMachine,
 };
 
@@ -260,8 +260,17 @@ struct Faulty;
 
 impl StateMachine for Faulty {
     type Response = ();
+    type Snapshot = Vec<u8>;
 
     fn apply(&mut self, _command: Command<'_>) {}
+
+    fn snapshot(&mut self) -> io::Result<Vec<u8>> {
+        Err(io::Error::other("as it was told"))
+    }
+
+    fn restore(&mut self, _: EntryId, _: &mut dyn io::Read) -> io::Result<()> {
+        Err(io::Error::other("as it was told"))
+    }
 
     fn apply_batch(&mut self, batch: Batch<'_>, respond: &mut dyn FnMut(())) -> io::Result<()> {
         for command in batch.commands {
@@ -306,9 +315,21 @@ struct Durable(Arc<Mutex<(u64, Vec<Vec<u8>>)>>);
 
 impl StateMachine for Durable {
     type Response = usize;
+    type Snapshot = Vec<u8>;
 
     fn apply(&mut self, _command: Command<'_>) -> usize {
         unreachable!("it applies batches")
+    }
+
+    fn snapshot(&mut self) -> io::Result<Vec<u8>> {
+        List(self.0.lock().unwrap().1.clone()).snapshot()
+    }
+
+    fn restore(&mut self, at: EntryId, from: &mut dyn io::Read) -> io::Result<()> {
+        let mut list = List::default();
+        list.restore(at, from)?;
+        *self.0.lock().unwrap() = (at.index.get(), list.0);
+        Ok(())
     }
 
     fn durable_applied(&self) -> Option<Index> {

@@ -289,7 +289,9 @@ proptest! {
                 Outcome::Applied { command: applied, .. } => times == 1 && *applied == command,
                 Outcome::Answer(Answer::Unknown { .. }) => times <= 1,
                 Outcome::Answer(Answer::Rejected(_) | Answer::Superseded { .. }) => times == 0,
-                Outcome::Answer(Answer::ReadReady { .. }) => false,
+                Outcome::Answer(
+                    Answer::ReadReady { .. } | Answer::MembershipChanged { .. },
+                ) => false,
             };
             prop_assert!(is_true, "{request:?} of n{id}: {outcome:?}, in the log {times} times");
         }

@@ -7,7 +7,7 @@ use std::{
 
 use kontiki::{
     Action, Answer, Bytes, Config, Entry, EntryId, Event, Index, Membership, Message, NodeId,
-    Payload, Recovered, Replica, RequestId, Role, Timestamp,
+    Payload, ReadMode, Recovered, Replica, RequestId, Role, Timestamp,
 };
 use kontiki_raft::{Apply, Body, LogWrite};
 
@@ -107,7 +107,8 @@ impl World {
     ) -> RequestId {
         let request = self.new_request();
         let (command, deadline) = (command.into(), self.now + patience);
-        self.handle(id, Event::Propose { id: request, command, deadline });
+        let is_session = false;
+        self.handle(id, Event::Propose { id: request, command, is_session, deadline });
         self.poll(id);
         request
     }
@@ -115,7 +116,8 @@ impl World {
     pub(crate) fn read(&mut self, id: u64, patience: Duration) -> RequestId {
         let request = self.new_request();
         let deadline = self.now + patience;
-        self.handle(id, Event::Read { id: request, deadline });
+        let mode = ReadMode::ReadIndex;
+        self.handle(id, Event::Read { id: request, mode, deadline });
         self.poll(id);
         request
     }
@@ -159,7 +161,11 @@ impl World {
                     let outcomes = self.host(id).outcomes.entry(request).or_default();
                     outcomes.push(Outcome::Answer(answer));
                 }
-                Action::Purge { .. } | Action::SoftState(_) => {}
+                Action::Purge { .. }
+                | Action::SendSnapshot { .. }
+                | Action::CancelSnapshot { .. }
+                | Action::Membership(..)
+                | Action::SoftState(_) => {}
             }
         }
     }
