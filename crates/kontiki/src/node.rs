@@ -247,10 +247,15 @@ impl<S: StateMachine> Node<S> {
                     self.replica.handle(now, Event::PeerUnreachable { id });
                 }
                 Notice::Fault(fault) => self.fail(fault),
-                // Not told to the replica yet.
-                Notice::SnapshotReceived { .. }
-                | Notice::SnapshotSent { .. }
-                | Notice::PeerStore { .. } => {}
+                Notice::SnapshotReceived { from, meta } => {
+                    self.replica.handle(now, Event::SnapshotReceived { from, meta });
+                }
+                Notice::SnapshotSent { to, session, sent } => {
+                    self.replica.handle(now, Event::SnapshotSent { to, session, sent });
+                }
+                Notice::PeerStore { id, store } => {
+                    self.replica.handle(now, Event::PeerStore { id, store });
+                }
             }
         }
         let messages = gathered.control.drain(..).chain(gathered.append.drain(..));
@@ -385,7 +390,12 @@ impl<S: StateMachine> Node<S> {
             Action::SendSnapshot { to, session, .. } => {
                 self.again.push(Event::SnapshotSent { to, session, sent: None });
             }
-            Action::CancelSnapshot { .. } | Action::Membership(..) => {}
+            Action::CancelSnapshot { to, session } => self.links.cancel_snapshot(to, session),
+            Action::Membership(at, membership) => {
+                let members = membership.members.len();
+                tracing::info!(id = %self.identity.id, %at, members, "membership in force");
+                self.links.set_members(&membership);
+            }
             Action::Answer { id, answer } => self.answer(id, answer),
             Action::SoftState(soft_state) => {
                 let SoftState { role, term, leader } = soft_state;
