@@ -3,42 +3,133 @@
 use kontiki_raft::Bytes;
 
 /// What a simulated client wants done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Command {
     /// The request that it belongs to. No two commands share one.
     pub(crate) request: u64,
-    /// The register to write, if this is not just a value for the log.
-    pub(crate) key: Option<u64>,
-    /// The value.
-    pub(crate) value: u64,
-    /// Bytes to add, so that large commands can be told apart from small ones.
-    pub(crate) padding: usize,
+    /// The operation that the request is a try of, if the client uses a session.
+    pub(crate) stamp: Option<Stamp>,
+    /// What it does.
+    pub(crate) action: Action,
 }
 
-const HEADER_BYTES: usize = 24;
-const NO_KEY: u64 = u64::MAX;
+/// Names an operation of a client over all of its tries (thesis §6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp {
+    /// Which session.
+    pub session: u64,
+    /// Which operation of the session, ascending from 1.
+    pub sequence: u64,
+}
+
+/// What a command does to the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a machine that overlooks an action must not compile")]
+pub enum Action {
+    /// Nothing: a value for the log, with bytes to make it larger.
+    Note {
+        /// The value.
+        value: u64,
+        /// More bytes.
+        padding: usize,
+    },
+    /// Gives a key a value.
+    Put {
+        /// The key.
+        key: u64,
+        /// The value.
+        value: Bytes,
+    },
+    /// Adds to the end of the value of a key.
+    Append {
+        /// The key.
+        key: u64,
+        /// What is added.
+        value: Bytes,
+    },
+}
+
+const STAMPED: u8 = 0x10;
+const NOTE: u8 = 0;
+const PUT: u8 = 1;
+const APPEND: u8 = 2;
 
 impl Command {
     pub(crate) fn encode(&self) -> Bytes {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.padding);
+        let mut bytes = Vec::with_capacity(48);
         bytes.extend_from_slice(&self.request.to_le_bytes());
-        bytes.extend_from_slice(&self.key.unwrap_or(NO_KEY).to_le_bytes());
-        bytes.extend_from_slice(&self.value.to_le_bytes());
-        bytes.resize(HEADER_BYTES + self.padding, 0x5a);
+        let (tag, word) = match &self.action {
+            Action::Note { value, .. } => (NOTE, *value),
+            Action::Put { key, .. } => (PUT, *key),
+            Action::Append { key, .. } => (APPEND, *key),
+        };
+        bytes.push(tag | if self.stamp.is_some() { STAMPED } else { 0 });
+        if let Some(stamp) = self.stamp {
+            bytes.extend_from_slice(&stamp.session.to_le_bytes());
+            bytes.extend_from_slice(&stamp.sequence.to_le_bytes());
+        }
+        bytes.extend_from_slice(&word.to_le_bytes());
+        match &self.action {
+            Action::Note { padding, .. } => bytes.resize(bytes.len() + padding, 0x5a),
+            Action::Put { value, .. } | Action::Append { value, .. } => {
+                bytes.extend_from_slice(value);
+            }
+        }
         bytes.into()
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let word = |at: usize| {
-            let word = bytes.get(at..at + 8)?;
-            Some(u64::from_le_bytes(word.try_into().ok()?))
+        let mut rest = bytes;
+        let request = take_word(&mut rest)?;
+        let (&tag, after) = rest.split_first()?;
+        rest = after;
+        let stamp = if tag & STAMPED == 0 {
+            None
+        } else {
+            Some(Stamp { session: take_word(&mut rest)?, sequence: take_word(&mut rest)? })
         };
-        let key = word(8)?;
-        Some(Self {
-            request: word(0)?,
-            key: (key != NO_KEY).then_some(key),
-            value: word(16)?,
-            padding: bytes.len() - HEADER_BYTES,
-        })
+        let word = take_word(&mut rest)?;
+        let value = || Bytes::copy_from_slice(rest);
+        let action = match tag & !STAMPED {
+            NOTE => Action::Note { value: word, padding: rest.len() },
+            PUT => Action::Put { key: word, value: value() },
+            APPEND => Action::Append { key: word, value: value() },
+            _ => return None,
+        };
+        Some(Self { request, stamp, action })
+    }
+}
+
+/// The bytes of a value that is a number.
+#[must_use]
+pub fn number(value: u64) -> Bytes {
+    Bytes::copy_from_slice(&value.to_le_bytes())
+}
+
+pub(crate) fn take_word(bytes: &mut &[u8]) -> Option<u64> {
+    let (word, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(u64::from_le_bytes(*word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_read_back_as_it_was() {
+        let value = Bytes::from_static(b"x");
+        let actions = [
+            Action::Note { value: 7, padding: 3 },
+            Action::Put { key: 1, value: value.clone() },
+            Action::Append { key: 2, value },
+        ];
+        for action in actions {
+            for stamp in [None, Some(Stamp { session: 3, sequence: 9 })] {
+                let command = Command { request: 5, stamp, action: action.clone() };
+                assert_eq!(Command::decode(&command.encode()), Some(command));
+            }
+        }
+        assert_eq!(Command::decode(b"short"), None);
     }
 }

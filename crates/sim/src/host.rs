@@ -3,14 +3,14 @@
 //! It keeps the contract of the real one and nothing more: writes in order, one record at a
 //! time with one `sync` for all that waited, entries applied in order, messages whenever.
 
+mod apply;
+mod log_writer;
+
 use std::{sync::Arc, time::Duration};
 
 use kontiki::{Action, Answer, Event, Replica};
 use kontiki_log::{IdentityRequest, Log};
-use kontiki_raft::{
-    Apply, Body, Config, Entry, EntryId, Envelope, Index, LogWrite, Membership, Message, NodeId,
-    Role, StoreId, WriteTicket,
-};
+use kontiki_raft::{Body, Config, Envelope, LogWrite, Message, NodeId, Role, StoreId};
 
 use crate::{
     dice::Stream,
@@ -20,31 +20,29 @@ use crate::{
     node::{Clock, Happening, Node, Process, StoredRead},
     requests::{Ask, Outcome},
     trace::{Fate, How, Note, Summary},
-    world::{Checked, World, data_dir, encode, place},
+    truth::command_of,
+    world::{Checked, World, data_dir, encode, genesis, place},
 };
 
-/// How long it takes the core to hear that the log was purged.
-const PURGE_DELAY: Duration = Duration::from_millis(1);
-
 impl World {
-    fn node(&self, id: NodeId) -> &Node {
+    pub(crate) fn node(&self, id: NodeId) -> &Node {
         &self.nodes[place(id)]
     }
 
-    fn node_mut(&mut self, id: NodeId) -> &mut Node {
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut Node {
         &mut self.nodes[place(id)]
     }
 
-    fn process(&mut self, id: NodeId) -> Checked<&mut Process> {
+    pub(crate) fn process(&mut self, id: NodeId) -> Checked<&mut Process> {
         self.nodes[place(id)].process.as_mut().ok_or_else(|| format!("{id} is down"))
     }
 
-    fn life(&self, id: NodeId) -> u64 {
+    pub(crate) fn life(&self, id: NodeId) -> u64 {
         self.node(id).process.as_ref().map_or(0, |process| process.life)
     }
 
     /// A count that is never used twice for this node: a key of decisions.
-    fn count(&mut self, id: NodeId) -> u64 {
+    pub(crate) fn count(&mut self, id: NodeId) -> u64 {
         let node = self.node_mut(id);
         node.other_count += 1;
         node.other_count
@@ -98,11 +96,10 @@ impl World {
         disk: Arc<SimDisk>,
         count: u64,
     ) -> Checked<(Log, kontiki_raft::Recovered)> {
-        let voters = self.node_ids().map(|id| (id, id.to_string()));
         let identity = IdentityRequest {
             cluster: 0x6b6f_6e74_696b_6921,
             node: id,
-            genesis: Membership::of_voters(voters),
+            genesis: genesis(self.setup.nodes),
             new_store: StoreId(self.dice.roll(Stream::Process, id.get(), count)),
         };
         let (log, opened) = Log::open(disk, &data_dir(id), &identity, self.setup.log.clone())
@@ -118,7 +115,7 @@ impl World {
             let count = self.count(id);
             let disk = self.node(id).disk.fork();
             disk.crash(self.dice.roll(Stream::Crash, id.get(), count));
-            found.push(self.open_log(id, Arc::new(disk), count)?.1);
+            found.push((id, self.open_log(id, Arc::new(disk), count)?.1));
         }
         self.ledger.audit(&found)
     }
@@ -187,7 +184,7 @@ impl World {
         }
     }
 
-    fn handle(&mut self, id: NodeId, event: Event) -> Checked {
+    pub(crate) fn handle(&mut self, id: NodeId, event: Event) -> Checked {
         let now = self.now;
         let process = self.process(id)?;
         process.replica.handle(process.clock.at(now), event);
@@ -249,9 +246,12 @@ impl World {
         let Some(process) = process else { return Ok(()) };
         if let Some(upto) = self.ledger.observe(&process.replica.status())? {
             self.note(Note::Committed { node: id, upto });
-            for (request, at) in self.ledger.take_newly_committed() {
-                self.requests.on_committed(request, at)?;
-                self.committed_commands.push(request);
+            for entry in self.ledger.take_newly_committed() {
+                self.truth.commit(&entry)?;
+                if let Some(command) = command_of(&entry) {
+                    self.requests.on_committed(command.request, entry.id)?;
+                    self.committed_commands.push(command.request);
+                }
             }
         }
         Ok(())
@@ -316,7 +316,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, id: NodeId, envelope: &Envelope) -> Checked {
+    pub(crate) fn send(&mut self, id: NodeId, envelope: &Envelope) -> Checked {
         self.ledger.on_send(id, envelope)?;
         let bytes = encode(&envelope.message);
         let node = self.node_mut(id);
@@ -340,12 +340,13 @@ impl World {
         let now = self.now();
         let how = match answer {
             Answer::ReadReady { index } => {
-                let ask = self.requests.get(number).map(|request| request.ask);
-                let Some(Ask::Read { key }) = ask else {
+                let ask = self.requests.get(number).map(|request| &request.ask);
+                let Some(&Ask::Read { key }) = ask else {
                     return Err(format!("{id} answers #{number} with a read: {ask:?}"));
                 };
                 let machine = &self.process(id)?.machine;
-                let (applied, value) = (machine.applied, machine.register(key));
+                let (applied, value) = (machine.applied, machine.value(key));
+                self.truth.assert_read(applied, key, value.as_deref())?;
                 self.requests.on_read(id, now, number, (index, applied), value)?
             }
             Answer::MembershipChanged { .. } => {
@@ -368,255 +369,8 @@ impl World {
         Ok(())
     }
 
-    fn small_delay(&mut self, id: NodeId, stream: Stream) -> u64 {
+    pub(crate) fn small_delay(&mut self, id: NodeId, stream: Stream) -> u64 {
         let count = self.count(id);
         self.dice.below(nanos(Duration::from_millis(2)), stream, id.get(), count)
     }
-
-    // ---------------------------------------------------------------------- log writer
-
-    /// Takes all that waits, writes it as one record, and lets the disk take its time.
-    fn maybe_write(&mut self, id: NodeId) -> Checked {
-        let process = self.process(id)?;
-        if process.syncing.is_some() || process.waiting.is_empty() || process.has_failed {
-            return Ok(());
-        }
-        let waiting = std::mem::take(&mut process.waiting);
-        let mut newest: Option<WriteTicket> = None;
-        let mut batches = Vec::with_capacity(waiting.len());
-        for (batch, ticket) in waiting {
-            batches.push(batch);
-            newest = Some(match newest {
-                Some(earlier) => earlier.merge(ticket),
-                None => ticket,
-            });
-        }
-        let Some(ticket) = newest else { return Ok(()) };
-        let count = batches.len();
-        let written = process.log.write(batches);
-        process.has_failed = written.is_err();
-        let life = process.life;
-        self.ledger.on_record(id, count);
-        if written.is_err() {
-            self.note(Note::WriteFailed { node: id });
-            let event = Event::WriteFailed(ticket);
-            self.schedule(self.now, id, Happening::Event { life, event });
-            return Ok(());
-        }
-        self.process(id)?.syncing = Some(ticket);
-        let delay = self.sync_delay(id);
-        self.schedule(self.now + delay, id, Happening::Synced { life });
-        self.maybe_fill_spare(id)
-    }
-
-    fn sync_delay(&mut self, id: NodeId) -> u64 {
-        let node = self.node_mut(id);
-        node.sync_count += 1;
-        let count = node.sync_count;
-        let range = nanos(self.setup.sync.0)..=nanos(self.setup.sync.1);
-        let delay = self.dice.within(&range, Stream::Sync, id.get(), count);
-        if self.dice.chance(self.setup.stalls, Stream::Sync, !id.get(), count) {
-            return delay * self.dice.within(&(2..=100), Stream::Sync, !id.get(), !count);
-        }
-        delay
-    }
-
-    fn on_synced(&mut self, id: NodeId) -> Checked {
-        let process = self.process(id)?;
-        let Some(ticket) = process.syncing.take() else {
-            return Err(format!("{id} has synced nothing"));
-        };
-        if process.log.sync().is_err() {
-            process.has_failed = true;
-            self.note(Note::WriteFailed { node: id });
-            return self.handle(id, Event::WriteFailed(ticket));
-        }
-        let last = self.ledger.on_durable(id)?;
-        self.note(Note::Durable { node: id, last });
-        self.handle(id, Event::Persisted(ticket))?;
-        self.maybe_purge(id)?;
-        self.maybe_write(id)
-    }
-
-    fn maybe_purge(&mut self, id: NodeId) -> Checked {
-        let process = self.process(id)?;
-        if process.syncing.is_some() || process.has_failed {
-            return Ok(());
-        }
-        let Some(upto) = process.purge.take() else { return Ok(()) };
-        self.ledger.on_purge(id, upto)?;
-        let process = self.process(id)?;
-        let life = process.life;
-        // A purge that fails is tried again with the next one; a log that is broken says so
-        // when it is written to.
-        let Ok(start) = process.log.purge(upto) else { return Ok(()) };
-        if EntryId::ZERO == start {
-            return Ok(());
-        }
-        if self.ledger.on_purged(id, start)? {
-            self.purges += 1;
-        }
-        self.note(Note::Purged { node: id, upto: start });
-        let event = Event::Purged { upto: start };
-        self.schedule(self.now + nanos(PURGE_DELAY), id, Happening::Event { life, event });
-        Ok(())
-    }
-
-    fn maybe_fill_spare(&mut self, id: NodeId) -> Checked {
-        let process = self.process(id)?;
-        if process.is_filling {
-            return Ok(());
-        }
-        process.is_filling = true;
-        let life = process.life;
-        let delay = self.small_delay(id, Stream::Housekeeping);
-        self.schedule(self.now + delay, id, Happening::FillSpare { life });
-        Ok(())
-    }
-
-    fn on_fill_spare(&mut self, id: NodeId) -> Checked {
-        let process = self.process(id)?;
-        process.is_filling = false;
-        let filled = process.spares.fill();
-        // A spare that cannot be made is no harm: the log makes one when it needs it.
-        if filled.is_ok_and(|is_made| is_made) {
-            return self.maybe_fill_spare(id);
-        }
-        Ok(())
-    }
-
-    // --------------------------------------------------------------------- old entries
-
-    fn on_stored_read(&mut self, id: NodeId, read: StoredRead) -> Checked {
-        let StoredRead { mut envelope, range, bytes_max, session } = read;
-        let to = envelope.to;
-        let process = self.process(id)?;
-        if process.has_failed {
-            return Ok(());
-        }
-        let Ok(entries) = process.reader.read(range, bytes_max) else {
-            let why = kontiki_raft::Unavailable::Retry;
-            return self.handle(id, Event::EntriesUnavailable { to, session, why });
-        };
-        let Body::AppendEntries(append) = &mut envelope.message.body else {
-            return Err(format!("{id} wants entries in a message that takes none"));
-        };
-        append.entries = entries;
-        self.stored_reads += 1;
-        self.send(id, &envelope)
-    }
-
-    // ------------------------------------------------------------------- state machine
-
-    fn submit_apply(
-        &mut self,
-        id: NodeId,
-        what: Apply,
-        waiters: Vec<(Index, kontiki::RequestId)>,
-    ) -> Checked {
-        let (first, last) = match &what {
-            Apply::Entries(entries) => match (entries.first(), entries.last()) {
-                (Some(first), Some(last)) => (first.id.index, last.id.index),
-                _ => return Err(format!("{id} applies nothing")),
-            },
-            Apply::Stored(range) => (*range.start(), *range.end()),
-            Apply::Snapshot(_) => return Err("no snapshot was received".into()),
-        };
-        self.ledger.on_apply(id, first, last)?;
-        for (_, request) in &waiters {
-            self.requests.on_handed(id, request.0)?;
-        }
-        let process = self.process(id)?;
-        process.to_apply.push_back((what, waiters));
-        if process.to_apply.len() == 1 {
-            self.schedule_apply(id);
-        }
-        Ok(())
-    }
-
-    fn schedule_apply(&mut self, id: NodeId) {
-        let node = self.node_mut(id);
-        node.apply_count += 1;
-        let count = node.apply_count;
-        let range = nanos(self.setup.apply.0)..=nanos(self.setup.apply.1);
-        let delay = self.dice.within(&range, Stream::Apply, id.get(), count);
-        let life = self.life(id);
-        self.schedule(self.now + delay, id, Happening::Applied { life });
-    }
-
-    fn on_applied(&mut self, id: NodeId) -> Checked {
-        let process = self.process(id)?;
-        let Some((what, waiters)) = process.to_apply.pop_front() else {
-            return Err(format!("{id} has applied nothing"));
-        };
-        let is_more = !process.to_apply.is_empty();
-        match what {
-            Apply::Entries(entries) => self.apply(id, &entries, &waiters)?,
-            Apply::Snapshot(_) => return Err(format!("{id} was given no snapshot")),
-            Apply::Stored(range) => {
-                let mut next = *range.start();
-                while next <= *range.end() {
-                    let reader = &self.process(id)?.reader;
-                    let entries = reader
-                        .read(next..=*range.end(), APPLY_BYTES)
-                        .map_err(|error| format!("{id} cannot read {next} to apply it: {error}"))?;
-                    let last = entries.last().map_or(Index::ZERO, |entry| entry.id.index);
-                    if last < next {
-                        return Err(format!("{id} reads nothing from {next} on"));
-                    }
-                    self.apply(id, &entries, &waiters)?;
-                    next = last.next();
-                }
-            }
-        }
-        let upto = self.process(id)?.machine.applied;
-        self.note(Note::Applied { node: id, upto });
-        let durable = self.maybe_save(id)?;
-        self.handle(id, Event::Applied { upto, durable })?;
-        if is_more {
-            self.schedule_apply(id);
-        }
-        Ok(())
-    }
-
-    fn apply(
-        &mut self,
-        id: NodeId,
-        entries: &[Entry],
-        waiters: &[(Index, kontiki::RequestId)],
-    ) -> Checked {
-        let now = self.now();
-        for entry in entries {
-            self.ledger.on_applied(id, entry)?;
-            let machine = &mut self.process(id)?.machine;
-            if entry.id.index != machine.applied.next() {
-                return Err(format!("{id} applies {} after {}", entry.id, machine.applied));
-            }
-            machine.apply(entry);
-            for &(_, request) in waiters.iter().filter(|(index, _)| *index == entry.id.index) {
-                let how = self.requests.on_applied(id, now, request.0, entry.id)?;
-                self.note(Note::Answered { node: id, request: request.0, how });
-            }
-        }
-        Ok(())
-    }
-
-    /// A durable state machine saves itself now and then; up to there it will be known after a
-    /// crash.
-    fn maybe_save(&mut self, id: NodeId) -> Checked<Index> {
-        if self.setup.machine == MachineKind::Memory {
-            return Ok(Index::ZERO);
-        }
-        let count = self.count(id);
-        let is_due = self.dice.chance(200_000, Stream::Checkpoint, id.get(), count);
-        let machine = self.process(id)?.machine.clone();
-        let node = self.node_mut(id);
-        if is_due {
-            node.saved = machine;
-        }
-        Ok(node.saved.applied)
-    }
 }
-
-/// How much of the log is read at once to be applied.
-const APPLY_BYTES: usize = 64 * 1024;

@@ -21,18 +21,21 @@
 //! | committed entries never change; indexes never fall | [`Ledger::observe`] |
 //! | applied is committed and durable here, in order (§5.4.3) | [`Ledger::on_apply`] |
 //! | nothing is claimed that is not durable (thesis §3.8) | [`Ledger::on_send`] |
-//! | a disk keeps what it has acknowledged | [`Ledger::on_restart`] |
+//! | a disk keeps what it has acknowledged, unless it was damaged on purpose | [`Ledger::on_restart`] |
+//! | memberships follow each other by the rules, one at a time (§6) | [`Ledger::observe`] |
+//! | a log is dropped only for a snapshot that it does not hold (§7) | [`Ledger::on_write`] |
 
-use std::collections::BTreeMap;
+mod judge;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use kontiki_raft::{
-    AppendResult, Body, Entry, EntryId, Envelope, Index, NodeId, Payload, Recovered, Role, Status,
-    Term, VoteKind, WriteBatch,
+    Entry, EntryId, Index, Membership, NodeId, Payload, Recovered, SnapshotMeta, Term, WriteBatch,
 };
 
 use crate::{
-    command::Command,
-    view::{Delta, LogView},
+    truth::command_of,
+    view::Delta,
     witness::{Life, Pending, Witness, assert_hard_state},
 };
 
@@ -49,38 +52,58 @@ pub(crate) struct Ledger {
     /// Who was elected.
     leaders: BTreeMap<Term, NodeId>,
     witnesses: Vec<Witness>,
-    /// Requests whose command was committed since the last look.
-    newly_committed: Vec<(u64, EntryId)>,
+    /// Every membership that stands in some log, and where. The first is the one of birth.
+    memberships: Vec<(EntryId, Arc<Membership>)>,
+    /// Memberships that were written and not judged yet: by whom, and their place above.
+    changes: Vec<(NodeId, usize)>,
+    /// Committed since the last look.
+    newly_committed: Vec<Entry>,
     pub(crate) leader_changes: u64,
     pub(crate) truncations: u64,
     pub(crate) torn_records: u64,
+    pub(crate) membership_changes: u64,
+    /// Restarts with a log that had lost acknowledged entries.
+    pub(crate) damaged_restarts: u64,
+    /// Logs that are whole again.
+    pub(crate) repairs: u64,
 }
 
 /// One entry, as it was first written by anyone.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Known {
-    term: Term,
+    entry: Entry,
     /// The term of the entry before it. With it, an id stands for a whole prefix.
     prev_term: Term,
-    payload: (u8, u32, usize),
     /// The request whose command this is.
     request: Option<u64>,
     /// How many commands there are up to here: the lab scenarios count without blank entries.
     commands: u64,
+    /// The membership in force from here on.
+    membership: usize,
 }
 
 impl Ledger {
-    pub(crate) fn new(nodes: u64) -> Self {
+    pub(crate) fn new(genesis: Arc<Membership>) -> Self {
         Self {
+            memberships: vec![(EntryId::ZERO, genesis)],
+            changes: Vec::new(),
+            membership_changes: 0,
+            damaged_restarts: 0,
+            repairs: 0,
             entries: Vec::new(),
             committed: Vec::new(),
             leaders: BTreeMap::new(),
-            witnesses: (1..=nodes).map(|id| Witness::new(NodeId(id))).collect(),
+            witnesses: Vec::new(),
             newly_committed: Vec::new(),
             leader_changes: 0,
             truncations: 0,
             torn_records: 0,
         }
+    }
+
+    /// A node that has never run.
+    pub(crate) fn add(&mut self, id: NodeId) {
+        self.witnesses.push(Witness::new(id));
     }
 
     fn witness(&self, id: NodeId) -> &Witness {
@@ -96,8 +119,8 @@ impl Ledger {
         index_of(self.committed.len())
     }
 
-    /// The request behind each entry that was committed since the last call.
-    pub(crate) fn take_newly_committed(&mut self) -> Vec<(u64, EntryId)> {
+    /// What was committed since the last call, in order.
+    pub(crate) fn take_newly_committed(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.newly_committed)
     }
 
@@ -114,6 +137,39 @@ impl Ledger {
         self.known(id)?.request
     }
 
+    /// The newest membership that is committed, and its entry.
+    pub(crate) fn committed_membership(&self) -> &(EntryId, Arc<Membership>) {
+        let last =
+            self.committed.last().map(|&term| EntryId { index: self.committed_index(), term });
+        &self.memberships[self.membership_at(last.unwrap_or(EntryId::ZERO))]
+    }
+
+    /// The membership in force after this entry.
+    fn membership_at(&self, id: EntryId) -> usize {
+        self.known(id).map_or(0, |known| known.membership)
+    }
+
+    /// What a snapshot up to this committed entry stands for.
+    pub(crate) fn snapshot_meta(&self, index: Index) -> Option<SnapshotMeta> {
+        let term = *self.committed.get(position(index)?)?;
+        let last = EntryId { index, term };
+        let (_, membership) = &self.memberships[self.membership_at(last)];
+        Some(SnapshotMeta { last, membership: Arc::clone(membership) })
+    }
+
+    /// The bytes of the entries of a node's log after this index.
+    pub(crate) fn bytes_after(&self, id: NodeId, index: Index) -> usize {
+        let view = &self.witness(id).view;
+        let from = index.max(view.start().index).get() + 1;
+        (from..=view.last().index.get())
+            .filter_map(|index| {
+                let index = Index(index);
+                let id = EntryId { index, term: view.term_at(index)? };
+                Some(self.known(id)?.entry.byte_len())
+            })
+            .sum()
+    }
+
     /// The last entry that this node has handed out to be written.
     pub(crate) fn last(&self, id: NodeId) -> EntryId {
         self.witness(id).view.last()
@@ -125,7 +181,7 @@ impl Ledger {
     }
 
     fn known(&self, id: EntryId) -> Option<&Known> {
-        self.entries.get(position(id.index)?)?.iter().find(|known| known.term == id.term)
+        self.entries.get(position(id.index)?)?.iter().find(|known| known.entry.id.term == id.term)
     }
 
     /// A node hands out a write. `leads` is the term that it leads, after the poll that made
@@ -136,10 +192,14 @@ impl Ledger {
         batch: &WriteBatch,
         leads: Option<Term>,
     ) -> Result<(), Broken> {
+        if let Some(meta) = &batch.reset_to {
+            self.on_reset(id, meta)?;
+        }
         for entry in &batch.entries {
-            self.learn(id, entry)?;
+            self.learn(id, entry, leads)?;
             // The next entry is learned on top of this one.
-            let delta = Delta { first: entry.id.index, terms: vec![entry.id.term] };
+            let terms = vec![entry.id.term];
+            let delta = Delta { reset_to: None, first: entry.id.index, terms };
             let witness = self.witness_mut(id);
             if entry.id.index <= witness.view.last().index {
                 let cut = witness.view.last();
@@ -159,14 +219,32 @@ impl Ledger {
         }
         let first = batch.entries.first().map_or(Index::ZERO, |entry| entry.id.index);
         let terms = batch.entries.iter().map(|entry| entry.id.term).collect();
-        let delta = Delta { first, terms };
-        witness.waiting.push_back(Pending { delta, hard_state: batch.hard_state });
+        let reset_to = batch.reset_to.as_ref().map(|meta| meta.last);
+        let delta = Delta { reset_to, first, terms };
+        let hard_state = batch.hard_state;
+        witness.waiting.push_back(Pending { delta, hard_state, is_repaired: batch.is_repaired });
+        Ok(())
+    }
+
+    /// A log is dropped for a snapshot (§7): of what is committed, and what it does not hold. If
+    /// it held the last entry of the snapshot, it would hold others after it, acknowledged ones.
+    fn on_reset(&mut self, id: NodeId, meta: &SnapshotMeta) -> Result<(), Broken> {
+        if self.snapshot_meta(meta.last.index).as_ref() != Some(meta) {
+            return Err(format!("{id} takes over {meta:?}, which nothing committed stands for"));
+        }
+        let witness = self.witness_mut(id);
+        if witness.view.covers(meta.last) {
+            return Err(format!("{id} drops its log for {}, which it holds", meta.last));
+        }
+        witness.view.reset(meta.last);
+        witness.purged = witness.purged.max(meta.last.index);
+        witness.life.installs = Some(meta.last);
         Ok(())
     }
 
     /// Log Matching: whoever writes an entry of this id writes this very entry after the same
     /// entry as everyone else.
-    fn learn(&mut self, id: NodeId, entry: &Entry) -> Result<(), Broken> {
+    fn learn(&mut self, id: NodeId, entry: &Entry, leads: Option<Term>) -> Result<(), Broken> {
         let prev_index = entry.id.index.prev();
         let prev_term = self
             .witness(id)
@@ -174,9 +252,8 @@ impl Ledger {
             .term_at(prev_index)
             .ok_or_else(|| format!("{id} writes {} after a hole", entry.id))?;
         let prev = EntryId { index: prev_index, term: prev_term };
-        let payload = payload_key(&entry.payload, entry.checksum);
         if let Some(known) = self.known(entry.id) {
-            if known.prev_term != prev_term || known.payload != payload {
+            if known.prev_term != prev_term || known.entry != *entry {
                 return Err(format!(
                     "{id} writes another {} than was written before, after {prev}",
                     entry.id
@@ -184,11 +261,8 @@ impl Ledger {
             }
             return Ok(());
         }
-        let request = match &entry.payload {
-            Payload::Command(bytes) => Command::decode(bytes).map(|command| command.request),
-            Payload::Blank | Payload::Session(_) | Payload::Membership(_) => None,
-        };
-        let is_command = matches!(entry.payload, Payload::Command(_));
+        let request = command_of(entry).map(|command| command.request);
+        let is_command = matches!(entry.payload, Payload::Command(_) | Payload::Session(_));
         let before = self
             .commands_upto(prev)
             .ok_or_else(|| format!("{id} writes {} after {prev}, which nobody wrote", entry.id))?;
@@ -197,7 +271,16 @@ impl Ledger {
         if self.entries.len() <= at {
             self.entries.resize(at + 1, Vec::new());
         }
-        let known = Known { term: entry.id.term, prev_term, payload, request, commands };
+        let mut membership = self.membership_at(prev);
+        if let Payload::Membership(next) = &entry.payload {
+            membership = self.memberships.len();
+            self.memberships.push((entry.id, Arc::clone(next)));
+            if leads == Some(entry.id.term) {
+                self.changes.push((id, membership));
+            }
+        }
+        let entry = entry.clone();
+        let known = Known { entry, prev_term, request, commands, membership };
         self.entries[at].push(known);
         Ok(())
     }
@@ -213,10 +296,14 @@ impl Ledger {
     /// The record is durable.
     pub(crate) fn on_durable(&mut self, id: NodeId) -> Result<EntryId, Broken> {
         let witness = self.witness_mut(id);
+        let mut repairs = 0;
         for pending in std::mem::take(&mut witness.record) {
+            repairs += u64::from(pending.is_repaired);
             witness.acknowledge(&pending)?;
         }
-        Ok(witness.durable.last())
+        let last = witness.durable.last();
+        self.repairs += repairs;
+        Ok(last)
     }
 
     /// The log is about to be purged. If that fails half way, it may start anywhere before.
@@ -248,286 +335,23 @@ impl Ledger {
         witness.life = Life::default();
     }
 
+    /// The disk of this node is damaged on purpose: it may lose what it has acknowledged.
+    pub(crate) fn on_damage(&mut self, id: NodeId) {
+        self.witness_mut(id).may_be_damaged = true;
+    }
+
+    /// Whether the node has lost acknowledged entries and not got them back.
+    pub(crate) fn is_damaged(&self, id: NodeId) -> bool {
+        self.witness(id).is_damaged || self.witness(id).may_be_damaged
+    }
+
     /// A new process has opened the log.
     pub(crate) fn on_restart(&mut self, id: NodeId, recovered: &Recovered) -> Result<(), Broken> {
         let is_torn = self.witness_mut(id).restart(recovered)?;
         self.torn_records += u64::from(is_torn);
+        self.damaged_restarts += u64::from(recovered.damaged.is_some());
         Ok(())
     }
-
-    /// If all of these disks lost their power now and came back with this, nothing that was
-    /// acknowledged may be missing, and what is committed must still be on a quorum.
-    pub(crate) fn audit(&self, recovered: &[Recovered]) -> Result<(), Broken> {
-        let mut holders = 0;
-        for (witness, recovered) in self.witnesses.iter().zip(recovered) {
-            witness.clone().restart(recovered)?;
-            let log = LogView::of(recovered);
-            let index = self.committed_index();
-            let is_purged = index < log.start().index;
-            let is_held =
-                self.committed.last().is_none_or(|&term| log.term_at(index) == Some(term));
-            holders += usize::from(is_purged || is_held);
-        }
-        if holders * 2 <= self.witnesses.len() {
-            let index = self.committed_index();
-            return Err(format!("{index} is committed, and only {holders} disks hold it"));
-        }
-        Ok(())
-    }
-
-    /// A node hands out committed entries to be applied.
-    pub(crate) fn on_apply(&mut self, id: NodeId, first: Index, last: Index) -> Result<(), Broken> {
-        let committed = self.committed_index();
-        let witness = self.witness(id);
-        if first != witness.life.handed.next() || last < first {
-            let handed = witness.life.handed;
-            return Err(format!("{id} applies {first} to {last} after {handed}"));
-        }
-        if committed < last {
-            return Err(format!("{id} applies {last}, but only {committed} is committed"));
-        }
-        if witness.durable.last().index < last {
-            let durable = witness.durable.last();
-            return Err(format!("{id} applies {last}, but its disk holds only {durable}"));
-        }
-        self.witness_mut(id).life.handed = last;
-        Ok(())
-    }
-
-    /// A state machine applies this entry.
-    pub(crate) fn on_applied(&self, id: NodeId, entry: &Entry) -> Result<(), Broken> {
-        let committed = position(entry.id.index).and_then(|at| self.committed.get(at));
-        if committed != Some(&entry.id.term) {
-            return Err(format!("{id} applies {}, but {committed:?} is committed", entry.id));
-        }
-        let payload = payload_key(&entry.payload, entry.checksum);
-        if self.known(entry.id).is_none_or(|known| known.payload != payload) {
-            return Err(format!("{id} applies another {} than was committed", entry.id));
-        }
-        Ok(())
-    }
-
-    /// A message leaves a node. Whatever it claims must be durable (thesis §3.8).
-    pub(crate) fn on_send(&self, id: NodeId, envelope: &Envelope) -> Result<(), Broken> {
-        let (term, witness) = (envelope.message.term, self.witness(id));
-        if witness.life.is_stopped {
-            return Err(format!("{id} speaks after its log has failed (pitfall D4)"));
-        }
-        if witness.hard_state.term < term {
-            let durable = witness.hard_state.term;
-            return Err(format!("{id} speaks in term {term}, but only {durable} is durable"));
-        }
-        match &envelope.message.body {
-            Body::RequestVoteReply(reply) if reply.granted && reply.kind != VoteKind::PreVote => {
-                witness.assert_voted(reply.for_term, envelope.to)
-            }
-            Body::RequestVote(request) if request.kind != VoteKind::PreVote => {
-                witness.assert_voted(request.for_term, id)
-            }
-            Body::AppendEntriesReply(reply) => {
-                let AppendResult::Match(index) = reply.result else { return Ok(()) };
-                self.assert_match(id, term, envelope.to, index)
-            }
-            Body::AppendEntries(append) => self.assert_append(id, term, append),
-            Body::RequestVoteReply(_)
-            | Body::RequestVote(_)
-            | Body::TimeoutNow { .. }
-            | Body::Propose(_)
-            | Body::ChangeMembership { .. }
-            | Body::ProposeReply(_)
-            | Body::ReadIndex { .. }
-            | Body::ReadIndexReply { .. } => Ok(()),
-        }
-    }
-
-    /// A follower claims that its durable log agrees with its leader's up to `index`.
-    fn assert_match(&self, id: NodeId, term: Term, to: NodeId, index: Index) -> Result<(), Broken> {
-        let durable = &self.witness(id).durable;
-        let Some(durable_term) = durable.term_at(index) else {
-            let last = durable.last();
-            if index < durable.start().index {
-                return Ok(()); // purged, so held by all
-            }
-            return Err(format!("{id} acknowledges {index}, but its disk holds only {last}"));
-        };
-        let leader = self.witness(to);
-        // A leader's log of an older term is not known any more.
-        if leader.life.leads == Some(term)
-            && leader.view.term_at(index).is_some_and(|expected| expected != durable_term)
-        {
-            let expected = leader.view.term_at(index);
-            return Err(format!(
-                "{id} acknowledges {index}, but holds term {durable_term} there, and {to} \
-                 holds {expected:?}"
-            ));
-        }
-        Ok(())
-    }
-
-    /// A leader sends only what it has, and entries follow each other (pitfall M14).
-    fn assert_append(
-        &self,
-        id: NodeId,
-        term: Term,
-        append: &kontiki_raft::AppendEntries,
-    ) -> Result<(), Broken> {
-        if self.leaders.get(&term) != Some(&id) {
-            return Err(format!("{id} sends AppendEntries in term {term}, which it does not lead"));
-        }
-        let mut prev = append.prev;
-        for entry in &append.entries {
-            if entry.id.index != prev.index.next() || entry.id.term < prev.term {
-                return Err(format!("{id} sends {} after {prev}", entry.id));
-            }
-            if term < entry.id.term {
-                return Err(format!("{id} sends {} in the older term {term}", entry.id));
-            }
-            let is_other = self.known(entry.id).is_some_and(|known| {
-                known.prev_term != prev.term
-                    || known.payload != payload_key(&entry.payload, entry.checksum)
-            });
-            if is_other {
-                return Err(format!("{id} sends another {} than was written", entry.id));
-            }
-            prev = entry.id;
-        }
-        Ok(())
-    }
-
-    /// Looks at a node after something has happened to it.
-    pub(crate) fn observe(&mut self, status: &Status<'_>) -> Result<Option<Index>, Broken> {
-        let id = status.id;
-        let life = self.witness(id).life;
-        let term = status.soft_state.term;
-        if term < life.term {
-            return Err(format!("{id} goes back from term {} to {term}", life.term));
-        }
-        if status.commit_index < life.commit || status.applied_index < life.applied {
-            return Err(format!(
-                "{id} goes back from commit {} and applied {} to {} and {}",
-                life.commit, life.applied, status.commit_index, status.applied_index
-            ));
-        }
-        if status.commit_index < status.applied_index
-            || status.last.index < status.commit_index
-            || status.applied_index < status.log_start.index
-        {
-            return Err(format!(
-                "{id}: log start {} <= applied {} <= commit {} <= last {} does not hold",
-                status.log_start, status.applied_index, status.commit_index, status.last
-            ));
-        }
-        let leads = (status.soft_state.role == Role::Leader).then_some(term);
-        if leads.is_some() && leads != life.leads {
-            self.on_elected(id, term)?;
-        }
-        let is_ahead = life.commit < status.commit_index;
-        if is_ahead {
-            self.on_commit(id, life.commit, status)?;
-        }
-        self.witness_mut(id).life = Life {
-            term,
-            leads,
-            commit: status.commit_index,
-            applied: status.applied_index,
-            handed: life.handed,
-            is_stopped: status.soft_state.role == Role::Stopped,
-        };
-        Ok(is_ahead.then_some(status.commit_index))
-    }
-
-    /// Election Safety and Leader Completeness.
-    fn on_elected(&mut self, id: NodeId, term: Term) -> Result<(), Broken> {
-        if let Some(other) = self.leaders.insert(term, id) {
-            return Err(format!("{id} is elected in term {term}, which {other} has led"));
-        }
-        self.leader_changes += 1;
-        let votes = self.witnesses.iter().filter(|w| w.votes.get(&term) == Some(&id)).count();
-        if votes * 2 <= self.witnesses.len() {
-            return Err(format!("{id} is elected in term {term} with {votes} durable votes"));
-        }
-        // What the poll of the election itself appends is not in the view yet.
-        let index = self.committed_index();
-        let view = &self.witness(id).view;
-        let holds = |committed: &Term| match view.term_at(index) {
-            Some(found) => found == *committed,
-            None => index < view.start().index,
-        };
-        if !self.committed.last().is_none_or(holds) {
-            let (expected, found) = (self.committed.last(), view.term_at(index));
-            return Err(format!(
-                "{id} is elected in term {term} without the committed {index}: \
-                 {expected:?} is committed, it holds {found:?}"
-            ));
-        }
-        Ok(())
-    }
-
-    /// Everything that a node takes for committed must be what all others do; the first who
-    /// does must be a leader that has a quorum of disks behind an entry of its own term.
-    fn on_commit(&mut self, id: NodeId, from: Index, status: &Status<'_>) -> Result<(), Broken> {
-        let upto = status.commit_index;
-        let known_upto = self.committed_index();
-        // By Log Matching the last one stands for all before it.
-        let compared = upto.min(known_upto);
-        let view = &self.witness(id).view;
-        if from < compared && view.start().index <= compared {
-            let (mine, theirs) = (view.term_at(compared), self.committed[place_of(compared)]);
-            if mine.is_some_and(|mine| mine != theirs) {
-                return Err(format!(
-                    "{id} commits {compared} of term {mine:?}, but it is committed with \
-                     term {theirs}"
-                ));
-            }
-        }
-        if upto <= known_upto {
-            return Ok(());
-        }
-        let term = view.term_at(upto).unwrap_or_default();
-        let top = EntryId { index: upto, term };
-        // It may have committed first and then, before anyone looked, have stepped down.
-        let leads = match status.soft_state.role {
-            Role::Leader => Some(status.soft_state.term),
-            _ => self.witness(id).life.leads,
-        };
-        let Some(leads) = leads else {
-            return Err(format!("{id} does not lead, and is the first to commit {top}"));
-        };
-        if term != leads {
-            return Err(format!(
-                "{id} leads term {leads} and commits {top} of another term by counting (§5.4.2)"
-            ));
-        }
-        let holders = self.witnesses.iter().filter(|witness| witness.durable.holds(top)).count();
-        if holders * 2 <= self.witnesses.len() {
-            return Err(format!("{id} commits {top}, which {holders} disks hold"));
-        }
-        let mut index = known_upto;
-        while index < upto {
-            index = index.next();
-            let view = &self.witness(id).view;
-            let term = view
-                .term_at(index)
-                .ok_or_else(|| format!("{id} commits {index}, which it does not hold"))?;
-            self.committed.push(term);
-            let entry = EntryId { index, term };
-            if let Some(request) = self.known(entry).and_then(|known| known.request) {
-                self.newly_committed.push((request, entry));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What tells one payload from another: kind, checksum, length.
-fn payload_key(payload: &Payload, checksum: u32) -> (u8, u32, usize) {
-    let kind = match payload {
-        Payload::Blank => 0,
-        Payload::Command(_) => 1,
-        Payload::Membership(_) => 2,
-        Payload::Session(_) => 3,
-    };
-    (kind, checksum, payload.byte_len())
 }
 
 fn place(id: NodeId) -> usize {

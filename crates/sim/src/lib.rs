@@ -19,10 +19,12 @@ mod node;
 mod requests;
 pub mod swarm;
 mod trace;
+mod truth;
 mod view;
 mod witness;
 mod world;
 
+pub use command::{Action, Stamp, number};
 pub use dice::{Dice, Draws, Stream};
 pub use disk::SimDisk;
 pub use machine::MachineKind;

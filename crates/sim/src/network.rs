@@ -57,8 +57,8 @@ impl NetworkSettings {
 pub(crate) struct Network {
     pub(crate) settings: NetworkSettings,
     dice: Dice,
-    nodes: u64,
-    links: Vec<Link>,
+    /// By sender, then by receiver.
+    links: Vec<Vec<Link>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,18 +78,21 @@ pub(crate) enum Arrivals {
 }
 
 impl Network {
-    pub(crate) fn new(settings: NetworkSettings, dice: Dice, nodes: u64) -> Self {
-        let count = usize::try_from(nodes * nodes).unwrap_or_default();
-        Self { settings, dice, nodes, links: vec![Link::default(); count] }
+    pub(crate) const fn new(settings: NetworkSettings, dice: Dice) -> Self {
+        Self { settings, dice, links: Vec::new() }
     }
 
-    fn key(&self, from: NodeId, to: NodeId) -> u64 {
-        (from.get() - 1) * self.nodes + (to.get() - 1)
+    /// One more node: its links are whole.
+    pub(crate) fn add(&mut self, id: NodeId) {
+        let count = place(id) + 1;
+        self.links.resize(count, Vec::new());
+        for links in &mut self.links {
+            links.resize(count, Link::default());
+        }
     }
 
     fn link(&mut self, from: NodeId, to: NodeId) -> &mut Link {
-        let at = usize::try_from(self.key(from, to)).unwrap_or(usize::MAX);
-        &mut self.links[at]
+        &mut self.links[place(from)][place(to)]
     }
 
     /// Cuts or heals one direction. True if that changes anything.
@@ -99,8 +102,7 @@ impl Network {
     }
 
     pub(crate) fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
-        let at = usize::try_from(self.key(from, to)).unwrap_or(usize::MAX);
-        self.links[at].is_cut
+        self.links[place(from)][place(to)].is_cut
     }
 
     /// Whether a message that is due now is let through.
@@ -116,7 +118,7 @@ impl Network {
         to: NodeId,
         message: &Message,
     ) -> Arrivals {
-        let key = self.key(from, to);
+        let key = key(from, to);
         let dice = self.dice;
         let link = self.link(from, to);
         link.sent += 1;
@@ -133,7 +135,7 @@ impl Network {
     }
 
     fn arrival(&mut self, now: u64, from: NodeId, to: NodeId, is_reply: bool, count: u64) -> u64 {
-        let (dice, key) = (self.dice, self.key(from, to));
+        let (dice, key) = (self.dice, key(from, to));
         let settings = &self.settings;
         let delay = nanos(settings.delay.0)..=nanos(settings.delay.1);
         let mut arrival = now + dice.within(&delay, Stream::Delay, key, count);
@@ -160,6 +162,15 @@ impl Network {
 
 /// One second, in nanoseconds.
 const MAX_STRAGGLE: u64 = 1_000_000_000;
+
+/// A key for decisions that other links do not share.
+const fn key(from: NodeId, to: NodeId) -> u64 {
+    from.get() << 16 | to.get()
+}
+
+fn place(id: NodeId) -> usize {
+    usize::try_from(id.get().saturating_sub(1)).unwrap_or(usize::MAX)
+}
 
 fn is_reply(message: &Message) -> bool {
     match &message.body {

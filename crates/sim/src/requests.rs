@@ -2,15 +2,21 @@
 //!
 //! - A command that was rejected or superseded is never committed; one that is answered is
 //!   applied once. A proposal may not be committed twice.
-//! - A read is answered at an index that covers every write and every read that was answered
-//!   before it was asked (the essence of linearizability; the history checker looks at values).
+//! - What was answered before a request was asked is before it in the log: a read sees every
+//!   such write, and a write comes after all of them. With the values, which `truth.rs` knows,
+//!   that is linearizability, checked answer by answer.
+//! - Whatever its tries, an operation of a session takes effect once, after it was asked for.
 //! - A request is answered, once, soon after its deadline at the latest.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use kontiki_raft::{EntryId, Index, NodeId, Rejection};
+use kontiki_raft::{Bytes, EntryId, Index, NodeId, Rejection};
 
 use crate::{
+    command::{Action as Change, Stamp},
     ledger::Broken,
     linear::{Action, Operation},
     trace::How,
@@ -37,19 +43,19 @@ pub struct Request {
 }
 
 /// What a client wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a checker that overlooks a kind must not compile")]
 pub enum Ask {
-    /// A command in the log; with a key, a register is written.
+    /// A command in the log.
     Write {
-        /// The register.
-        key: Option<u64>,
-        /// The value.
-        value: u64,
+        /// What it does.
+        action: Change,
+        /// Which operation this is a try of, if the client has a session.
+        stamp: Option<Stamp>,
     },
-    /// The value of a register.
+    /// The value of a key.
     Read {
-        /// The register.
+        /// The key.
         key: u64,
     },
 }
@@ -60,8 +66,8 @@ pub enum Ask {
 pub enum Outcome {
     /// The command was applied under this id.
     Applied(EntryId),
-    /// The register held this.
-    Read(Option<u64>),
+    /// The key had this value.
+    Read(Option<Bytes>),
     /// It was certainly not done.
     Rejected(Rejection),
     /// It was certainly lost.
@@ -73,21 +79,32 @@ pub enum Outcome {
 }
 
 impl Request {
-    /// What the history checker is to know of it. `None` if it had no effect and told nothing.
-    pub(crate) fn operation(&self) -> Option<Operation<u64, u64>> {
+    /// Whether it is about a register that is read and overwritten, and nothing else.
+    pub(crate) fn is_of_register(&self) -> bool {
+        match &self.ask {
+            Ask::Write { action, stamp } => stamp.is_none() && matches!(action, Change::Put { .. }),
+            Ask::Read { .. } => true,
+        }
+    }
+
+    /// What the history checker is to know of it. `None` if it had no effect and told nothing, or
+    /// is no matter of registers.
+    pub(crate) fn operation(&self) -> Option<Operation<u64, Bytes>> {
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let start = nanos(self.asked);
-        let (key, action, end) = match (self.ask, &self.outcome) {
-            (_, Some((_, Outcome::Rejected(_) | Outcome::Superseded)))
-            | (Ask::Write { key: None, .. }, _) => return None,
-            (Ask::Write { key: Some(key), value }, Some((at, Outcome::Applied(_)))) => {
-                (key, Action::Write(Some(value)), Some(nanos(*at)))
+        let (key, action, end) = match (&self.ask, &self.outcome) {
+            (_, Some((_, Outcome::Rejected(_) | Outcome::Superseded))) => return None,
+            (Ask::Write { action: Change::Put { key, value }, stamp: None }, outcome) => {
+                let end = match outcome {
+                    Some((at, Outcome::Applied(_))) => Some(nanos(*at)),
+                    _ => None,
+                };
+                (*key, Action::Write(Some(value.clone())), end)
             }
-            (Ask::Write { key: Some(key), value }, _) => (key, Action::Write(Some(value)), None),
             (Ask::Read { key }, Some((at, Outcome::Read(value)))) => {
-                (key, Action::Read(*value), Some(nanos(*at)))
+                (*key, Action::Read(value.clone()), Some(nanos(*at)))
             }
-            (Ask::Read { .. }, _) => return None,
+            (Ask::Write { .. } | Ask::Read { .. }, _) => return None,
         };
         Some(Operation { key, action, start, end })
     }
@@ -101,6 +118,8 @@ pub(crate) struct Requests {
     open: BTreeSet<(Duration, u64)>,
     /// Whatever was answered is covered by this index.
     floor: Index,
+    /// What was answered before the first try of each operation.
+    operations: BTreeMap<Stamp, Index>,
 }
 
 /// A request may be answered this late after its deadline: timers are late, nodes are paused.
@@ -108,7 +127,10 @@ const GRACE: Duration = Duration::from_secs(3);
 
 impl Requests {
     pub(crate) fn ask(&mut self, node: NodeId, now: Duration, deadline: Duration, ask: Ask) -> u64 {
-        let number = u64::try_from(self.all.len()).unwrap_or(u64::MAX);
+        let number = self.next_number();
+        if let Ask::Write { stamp: Some(stamp), .. } = &ask {
+            self.operations.entry(*stamp).or_insert(self.floor);
+        }
         self.all.push(Request {
             node,
             asked: now,
@@ -155,19 +177,33 @@ impl Requests {
         Ok(())
     }
 
-    /// The state machine has answered a handed command.
+    /// The state machine has answered a handed command, which took effect at `effect`: there, or
+    /// where an earlier try of the same operation stands.
     pub(crate) fn on_applied(
         &mut self,
         node: NodeId,
         now: Duration,
         number: u64,
-        at: EntryId,
+        (at, effect): (EntryId, Index),
     ) -> Result<How, Broken> {
         let request = self.get_mut(number)?;
         if request.committed != Some(at) || !request.is_handed || request.outcome.is_some() {
             return Err(format!("{node} answers #{number} with {at}: {request:?}"));
         }
         request.outcome = Some((now, Outcome::Applied(at)));
+        let (floor, stamp) = match &request.ask {
+            Ask::Write { stamp, .. } => (request.floor, *stamp),
+            Ask::Read { .. } => (request.floor, None),
+        };
+        let floor = match stamp {
+            Some(stamp) => self.operations.get(&stamp).copied(),
+            None => Some(floor),
+        };
+        if floor.is_none_or(|floor| effect <= floor) {
+            return Err(format!(
+                "#{number} took effect at {effect}, but {floor:?} was answered before it was asked"
+            ));
+        }
         self.floor = self.floor.max(at.index);
         Ok(How::Applied(at))
     }
@@ -179,7 +215,7 @@ impl Requests {
         now: Duration,
         number: u64,
         (index, applied): (Index, Index),
-        value: Option<u64>,
+        value: Option<Bytes>,
     ) -> Result<How, Broken> {
         if applied < index {
             return Err(format!("{node} serves #{number} at {index}, and has applied {applied}"));

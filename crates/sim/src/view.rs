@@ -17,6 +17,8 @@ pub(crate) struct LogView {
 /// Entries that a write puts into a log, replacing what was there.
 #[derive(Clone, Debug)]
 pub(crate) struct Delta {
+    /// First of all the log is dropped, and starts again after this.
+    pub(crate) reset_to: Option<EntryId>,
     pub(crate) first: Index,
     pub(crate) terms: Vec<Term>,
 }
@@ -69,6 +71,9 @@ impl LogView {
     ///
     /// When they leave a hole, or reach below the start.
     pub(crate) fn write(&mut self, delta: &Delta) -> Result<(), String> {
+        if let Some(last) = delta.reset_to {
+            self.reset(last);
+        }
         if delta.terms.is_empty() {
             return Ok(());
         }
@@ -81,6 +86,16 @@ impl LogView {
         self.terms.truncate(at);
         self.terms.extend_from_slice(&delta.terms);
         Ok(())
+    }
+
+    /// Drops the whole log, which starts again after `last`.
+    pub(crate) fn reset(&mut self, last: EntryId) {
+        *self = Self { start: last, terms: Vec::new() };
+    }
+
+    /// Whether it holds this committed entry, or begins after it.
+    pub(crate) fn covers(&self, id: EntryId) -> bool {
+        id.index < self.start.index || self.holds(id)
     }
 
     /// Forgets everything up to `upto`.
@@ -105,7 +120,11 @@ mod tests {
     use super::*;
 
     fn delta(first: u64, terms: &[u64]) -> Delta {
-        Delta { first: Index(first), terms: terms.iter().copied().map(Term).collect() }
+        Delta {
+            reset_to: None,
+            first: Index(first),
+            terms: terms.iter().copied().map(Term).collect(),
+        }
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What the checker knows of one node, over all its lives.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::RangeInclusive,
+};
 
-use kontiki_raft::{HardState, Index, NodeId, Recovered, Term};
+use kontiki_raft::{EntryId, HardState, Index, NodeId, Recovered, Term};
 
 use crate::{
     ledger::Broken,
@@ -28,6 +31,10 @@ pub(crate) struct Witness {
     pub(crate) votes: BTreeMap<Term, NodeId>,
     /// Entries up to here may be gone.
     pub(crate) purged: Index,
+    /// Its disk was damaged on purpose since it was last opened.
+    pub(crate) may_be_damaged: bool,
+    /// It has lost acknowledged entries, and has not said that it has got them back.
+    pub(crate) is_damaged: bool,
     pub(crate) life: Life,
 }
 
@@ -35,6 +42,7 @@ pub(crate) struct Witness {
 pub(crate) struct Pending {
     pub(crate) delta: Delta,
     pub(crate) hard_state: Option<HardState>,
+    pub(crate) is_repaired: bool,
 }
 
 /// What is forgotten in a crash.
@@ -46,6 +54,8 @@ pub(crate) struct Life {
     pub(crate) applied: Index,
     /// Handed to the state machine.
     pub(crate) handed: Index,
+    /// The snapshot that its log was dropped for, until it is applied.
+    pub(crate) installs: Option<EntryId>,
     pub(crate) is_stopped: bool,
 }
 
@@ -61,6 +71,8 @@ impl Witness {
             record: Vec::new(),
             votes: BTreeMap::new(),
             purged: Index::ZERO,
+            may_be_damaged: false,
+            is_damaged: false,
             life: Life::default(),
         }
     }
@@ -68,12 +80,15 @@ impl Witness {
     /// Takes a write for durable, and looks at the vote that comes with it.
     pub(crate) fn acknowledge(&mut self, pending: &Pending) -> Result<(), Broken> {
         self.durable.write(&pending.delta)?;
+        self.is_damaged &= !pending.is_repaired;
         let Some(state) = pending.hard_state else { return Ok(()) };
         assert_hard_state(self.id, self.hard_state, state)?;
         self.hard_state = state;
         if let Some(vote) = state.voted_for {
             let earlier = self.votes.insert(state.term, vote);
-            if earlier.is_some_and(|earlier| earlier != vote) {
+            // Whoever is let in again votes for whom it follows, which has won that term without
+            // it; what it had voted before the damage nobody counts any more.
+            if !pending.is_repaired && earlier.is_some_and(|earlier| earlier != vote) {
                 return Err(format!(
                     "{} votes for {vote} in term {}, after it has voted for {earlier:?}",
                     self.id, state.term
@@ -85,8 +100,18 @@ impl Witness {
 
     /// A log was opened: it must hold exactly what the disk had acknowledged, or that and the
     /// one whole record that was on its way. True if that record was there and is gone.
+    ///
+    /// A log that was damaged on purpose may end earlier, if it says so.
     pub(crate) fn restart(&mut self, recovered: &Recovered) -> Result<bool, Broken> {
         let (found, state) = (LogView::of(recovered), recovered.hard_state);
+        if let Some(damaged) = &recovered.damaged {
+            self.restart_damaged(&found, damaged)?;
+            self.begin_life(found, recovered);
+            return Ok(false);
+        }
+        if self.is_damaged {
+            return Err(format!("{} has forgotten that its log is damaged", self.id));
+        }
         let mut is_torn = !self.record.is_empty();
         if !self.is_durable(&found, state) {
             is_torn = false;
@@ -104,7 +129,14 @@ impl Witness {
                 ));
             }
         }
+        self.begin_life(found, recovered);
+        Ok(is_torn)
+    }
+
+    fn begin_life(&mut self, found: LogView, recovered: &Recovered) {
+        let state = recovered.hard_state;
         self.record.clear();
+        self.may_be_damaged = false;
         self.durable = found.clone();
         self.view = found;
         self.hard_state = state;
@@ -115,7 +147,30 @@ impl Witness {
             handed: recovered.applied,
             ..Life::default()
         };
-        Ok(is_torn)
+    }
+
+    /// Of what the disk had acknowledged there is a front, and the log says what is missing.
+    fn restart_damaged(
+        &mut self,
+        found: &LogView,
+        damaged: &RangeInclusive<Index>,
+    ) -> Result<(), Broken> {
+        if !self.may_be_damaged && !self.is_damaged {
+            return Err(format!("the log of {} is damaged, and nobody has done it", self.id));
+        }
+        let (last, lost) = (found.last().index, *damaged.start());
+        let start = self.durable.start().index.max(found.start().index);
+        let agrees = (start.get()..=last.get().min(self.durable.last().index.get()))
+            .all(|index| found.term_at(Index(index)) == self.durable.term_at(Index(index)));
+        if lost != last.next() || !agrees {
+            return Err(format!(
+                "{} says that it has lost {damaged:?}, and holds {last}; it held {}",
+                self.id,
+                self.durable.last()
+            ));
+        }
+        self.is_damaged = true;
+        Ok(())
     }
 
     /// Whether this is what the disk has acknowledged. A purge is not durable at once, so the

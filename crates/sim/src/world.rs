@@ -7,17 +7,18 @@
 //!
 //! After every event the [`Ledger`] checks the invariants. The first that breaks ends the run.
 
+mod clients;
+mod faults;
+
 use std::{
     cell::RefCell, cmp::Reverse, collections::BinaryHeap, path::Path, rc::Rc, sync::Arc,
     time::Duration,
 };
 
-use kontiki::{Event, RequestId};
 use kontiki_log::LogOptions;
-use kontiki_raft::{Bytes, Config, Index, NodeId, Timestamp};
+use kontiki_raft::{Bytes, Config, Index, Membership, NodeId};
 
 use crate::{
-    command::Command,
     dice::{Dice, Stream},
     disk::SimDisk,
     ledger::{Broken, Ledger},
@@ -25,8 +26,9 @@ use crate::{
     machine::{Machine, MachineKind},
     network::{Network, NetworkSettings, nanos},
     node::{Counts, Happening, Node, NodeStatus},
-    requests::{Ask, Request, Requests},
-    trace::{Failure, Fault, Note, Recorder},
+    requests::{Request, Requests},
+    trace::{Failure, Note, Recorder},
+    truth::Truth,
 };
 
 /// What a world is made of.
@@ -83,9 +85,6 @@ impl Setup {
 /// Small, so that a log has many segments and a restart is cheap.
 const SEGMENT_BYTES: u64 = 64 * 1024;
 
-/// A peer that notices that a process has ended notices within this time.
-const UNREACHABLE_NANOS_MAX: u64 = 50_000_000;
-
 /// A cluster, its network and its disks.
 #[derive(Debug)]
 pub struct World {
@@ -98,6 +97,7 @@ pub struct World {
     pub(crate) network: Network,
     pub(crate) nodes: Vec<Node>,
     pub(crate) ledger: Ledger,
+    pub(crate) truth: Truth,
     pub(crate) requests: Requests,
     pub(crate) recorder: Rc<RefCell<Recorder>>,
     time_limit: Option<Duration>,
@@ -145,8 +145,36 @@ impl World {
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         let dice = Dice::new(setup.seed);
-        let node = |id: u64| Node {
-            disk: Arc::new(SimDisk::with_seed(dice.roll(Stream::Crash, !id, 0))),
+        let genesis = genesis(setup.nodes);
+        let mut world = Self {
+            dice,
+            now: 0,
+            heap: BinaryHeap::new(),
+            next_due: 0,
+            network: Network::new(setup.network.clone(), dice),
+            nodes: Vec::new(),
+            ledger: Ledger::new(Arc::new(genesis)),
+            truth: Truth::default(),
+            requests: Requests::default(),
+            recorder: Rc::default(),
+            time_limit: None,
+            committed_commands: Vec::new(),
+            actions: Vec::new(),
+            stored_reads: 0,
+            purges: 0,
+            setup,
+        };
+        for _ in 0..world.setup.nodes {
+            world.add_node();
+        }
+        world
+    }
+
+    /// A machine with an empty disk, for the next member.
+    pub(crate) fn add_node(&mut self) -> NodeId {
+        let id = NodeId(u64::try_from(self.nodes.len()).unwrap_or(u64::MAX) + 1);
+        self.nodes.push(Node {
+            disk: Arc::new(SimDisk::with_seed(self.dice.roll(Stream::Crash, !id.get(), 0))),
             saved: Machine::default(),
             process: None,
             lives: 0,
@@ -156,24 +184,10 @@ impl World {
             sync_count: 0,
             apply_count: 0,
             other_count: 0,
-        };
-        Self {
-            dice,
-            now: 0,
-            heap: BinaryHeap::new(),
-            next_due: 0,
-            network: Network::new(setup.network.clone(), dice, setup.nodes),
-            nodes: (1..=setup.nodes).map(node).collect(),
-            ledger: Ledger::new(setup.nodes),
-            requests: Requests::default(),
-            recorder: Rc::default(),
-            time_limit: None,
-            committed_commands: Vec::new(),
-            actions: Vec::new(),
-            stored_reads: 0,
-            purges: 0,
-            setup,
-        }
+        });
+        self.ledger.add(id);
+        self.network.add(id);
+        id
     }
 
     /// Events go to this recorder, which outlives a world that panics.
@@ -188,7 +202,7 @@ impl World {
 
     /// All nodes, in order.
     pub fn node_ids(&self) -> impl Iterator<Item = NodeId> + use<> {
-        (1..=self.setup.nodes).map(NodeId)
+        (1..=u64::try_from(self.nodes.len()).unwrap_or_default()).map(NodeId)
     }
 
     /// The virtual time since the beginning.
@@ -273,8 +287,9 @@ impl World {
     /// # Errors
     ///
     /// The first register of which it is not.
-    pub fn check_linearizable(&self) -> Result<(), Box<NotLinearizable<u64, u64>>> {
-        let history: Vec<_> = self.requests.all().iter().filter_map(Request::operation).collect();
+    pub fn check_linearizable(&self) -> Result<(), Box<NotLinearizable<u64, Bytes>>> {
+        let registers = self.requests.all().iter().filter(|request| request.is_of_register());
+        let history: Vec<_> = registers.filter_map(Request::operation).collect();
         linear::check(&history)
     }
 
@@ -396,222 +411,7 @@ impl World {
         self.recorder.borrow_mut().note(note);
     }
 
-    // -------------------------------------------------------------------------- faults
-
-    /// Cuts one direction of a link.
-    pub fn cut(&mut self, from: NodeId, to: NodeId) {
-        if from != to && self.network.set_cut(from, to, true) {
-            self.note(Note::Fault(Fault::Cut { from, to }));
-        }
-    }
-
-    /// Heals one direction of a link.
-    pub fn heal(&mut self, from: NodeId, to: NodeId) {
-        if from != to && self.network.set_cut(from, to, false) {
-            self.note(Note::Fault(Fault::Heal { from, to }));
-        }
-    }
-
-    /// Heals all links.
-    pub fn heal_all(&mut self) {
-        for from in self.node_ids() {
-            for to in self.node_ids() {
-                self.heal(from, to);
-            }
-        }
-    }
-
-    /// Changes the weather on all links.
-    pub fn set_network(&mut self, settings: NetworkSettings) {
-        self.network.settings = settings;
-    }
-
-    /// The weather on all links.
-    #[must_use]
-    pub fn network(&self) -> &NetworkSettings {
-        &self.network.settings
-    }
-
-    /// The power fails: memory is gone, and of what was not synced the disk keeps what chance
-    /// decides. Nothing happens if the node is down.
-    pub fn crash(&mut self, id: NodeId) {
-        if !self.is_up(id) {
-            return;
-        }
-        self.note(Note::Fault(Fault::Crash(id)));
-        self.end_process(id);
-        let node = &mut self.nodes[place(id)];
-        node.other_count += 1;
-        node.disk.crash(self.dice.roll(Stream::Crash, id.get(), node.other_count));
-    }
-
-    /// The process is killed; what it had written the operating system still has.
-    pub fn stop(&mut self, id: NodeId) {
-        if self.is_up(id) {
-            self.note(Note::Fault(Fault::Stop(id)));
-            self.end_process(id);
-            self.nodes[place(id)].disk.kill();
-        }
-    }
-
-    fn end_process(&mut self, id: NodeId) {
-        let now = self.now();
-        let node = &mut self.nodes[place(id)];
-        node.process = None;
-        node.held = None;
-        node.other_count += 1;
-        let count = node.other_count;
-        self.ledger.on_down(id);
-        self.requests.on_down(id, now);
-        self.break_connections(id, count);
-    }
-
-    /// The connections to a process that ended break: most peers notice soon, some never.
-    fn break_connections(&mut self, id: NodeId, count: u64) {
-        for peer in self.node_ids() {
-            let Some(process) = &self.nodes[place(peer)].process else { continue };
-            let life = process.life;
-            let who = id.get() * 64 + peer.get();
-            if self.dice.chance(750_000, Stream::Unreachable, who, 2 * count) {
-                let delay = self.dice.within(
-                    &(0..=UNREACHABLE_NANOS_MAX),
-                    Stream::Unreachable,
-                    who,
-                    2 * count + 1,
-                );
-                let event = Event::PeerUnreachable { id };
-                self.schedule(self.now + delay, peer, Happening::Event { life, event });
-            }
-        }
-    }
-
-    /// The process stands still: it loses nothing and does nothing.
-    pub fn pause(&mut self, id: NodeId) {
-        let node = &mut self.nodes[place(id)];
-        if node.process.is_some() && node.held.is_none() {
-            node.held = Some(Vec::new());
-            self.note(Note::Fault(Fault::Pause(id)));
-        }
-    }
-
-    /// Starts the process of a node that is down. A message that is on its way to it may still
-    /// arrive.
-    ///
-    /// # Errors
-    ///
-    /// When its disk does not hold what it had acknowledged, or does not open.
-    pub fn start(&mut self, id: NodeId) -> Result<(), Failure> {
-        if self.is_up(id) {
-            return Ok(());
-        }
-        self.note(Note::Fault(Fault::Start(id)));
-        self.start_process(id).map_err(|broken| self.failure(broken))
-    }
-
-    /// Starts all that are down.
-    ///
-    /// # Errors
-    ///
-    /// As [`start`](Self::start).
-    pub fn start_all(&mut self) -> Result<(), Failure> {
-        for id in self.node_ids() {
-            self.start(id)?;
-        }
-        Ok(())
-    }
-
-    /// A paused process goes on: all that has come in the meantime it finds at once.
-    ///
-    /// # Errors
-    ///
-    /// When an invariant breaks.
-    pub fn resume(&mut self, id: NodeId) -> Result<(), Failure> {
-        let now = self.now();
-        let node = &mut self.nodes[place(id)];
-        let Some(mut held) = node.held.take() else { return Ok(()) };
-        node.resumed = now;
-        node.other_count += 1;
-        // A process that wakes up may look at its timers first or at its inbox.
-        if self.dice.chance(500_000, Stream::Timer, id.get(), node.other_count) {
-            held.sort_by_key(Happening::is_timer);
-        }
-        self.note(Note::Fault(Fault::Resume(id)));
-        self.happen_at_once(id, held).map_err(|broken| self.failure(broken))
-    }
-
-    // ------------------------------------------------------------------------- clients
-
-    /// A client proposes a command at a node. Returns the number of the request.
-    ///
-    /// # Errors
-    ///
-    /// When an invariant breaks.
-    pub fn write(
-        &mut self,
-        id: NodeId,
-        key: Option<u64>,
-        value: u64,
-        padding: usize,
-    ) -> Result<u64, Failure> {
-        let command = Command { request: self.requests.next_number(), key, value, padding };
-        let encoded = command.encode();
-        let ask = Ask::Write { key, value };
-        self.ask(id, ask, |request, deadline| Event::Propose {
-            id: request,
-            command: encoded,
-            is_session: false,
-            deadline,
-        })
-    }
-
-    /// A client reads a register at a node. Returns the number of the request.
-    ///
-    /// # Errors
-    ///
-    /// When an invariant breaks.
-    pub fn read(&mut self, id: NodeId, key: u64) -> Result<u64, Failure> {
-        self.ask(id, Ask::Read { key }, |request, deadline| Event::Read {
-            id: request,
-            mode: kontiki_raft::ReadMode::ReadIndex,
-            deadline,
-        })
-    }
-
-    fn ask(
-        &mut self,
-        id: NodeId,
-        ask: Ask,
-        event: impl FnOnce(RequestId, Timestamp) -> Event,
-    ) -> Result<u64, Failure> {
-        let deadline = self.now + nanos(self.setup.request_timeout);
-        let number = self.requests.ask(id, self.now(), Duration::from_nanos(deadline), ask);
-        self.note(Note::Asked {
-            node: id,
-            request: number,
-            is_read: matches!(ask, Ask::Read { .. }),
-        });
-        let Some(process) = &self.nodes[place(id)].process else {
-            // Nobody listens there.
-            self.requests.on_down(id, self.now());
-            return Ok(number);
-        };
-        let event = event(RequestId(number), process.clock.at(deadline));
-        let life = process.life;
-        self.happen(id, Happening::Event { life, event }).map_err(|broken| self.failure(broken))?;
-        Ok(number)
-    }
-
-    /// Tells a node to hand its leadership over.
-    ///
-    /// # Errors
-    ///
-    /// When an invariant breaks.
-    pub fn transfer_leadership(&mut self, id: NodeId, to: Option<NodeId>) -> Result<(), Failure> {
-        let Some(process) = &self.nodes[place(id)].process else { return Ok(()) };
-        let life = process.life;
-        let event = Event::TransferLeadership { to };
-        self.happen(id, Happening::Event { life, event }).map_err(|broken| self.failure(broken))
-    }
+    // ----------------------------------------------------------------------------- disks
 
     /// Looks at what would be left if all nodes lost their power now: copies of their disks are
     /// crashed and opened, and must hold what was acknowledged and what is committed.
@@ -633,6 +433,11 @@ impl World {
             }
         }
     }
+}
+
+/// The membership that a cluster of so many is born with.
+pub(crate) fn genesis(nodes: u64) -> Membership {
+    Membership::of_voters((1..=nodes).map(|id| (NodeId(id), NodeId(id).to_string())))
 }
 
 /// Where a node keeps its log, on its own disk.

@@ -46,6 +46,20 @@ scenarios! {
     figure_8_long_reordering_2c: 24,
     reliable_churn_2c: 24,
     unreliable_churn_2c: 24,
+    basic_3a: 6,
+    concurrent_3a: 6,
+    unreliable_3a: 6,
+    speed_3a: 6,
+    unreliable_one_key_3a: 24,
+    one_partition_3a: 24,
+    many_partitions_one_client_3a: 6,
+    many_partitions_many_clients_3a: 6,
+    persist_one_client_3a: 6,
+    persist_concurrent_3a: 6,
+    persist_concurrent_unreliable_3a: 6,
+    persist_partition_3a: 6,
+    persist_partition_unreliable_3a: 6,
+    persist_partition_unreliable_linearizable_3a: 6,
 }
 
 #[test]

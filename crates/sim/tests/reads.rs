@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kontiki_raft::{NodeId, Role};
-use kontiki_sim::{Failure, NetworkSettings, Outcome, Setup, World};
+use kontiki_sim::{Failure, NetworkSettings, Outcome, Setup, World, number};
 
 fn leader(world: &World) -> Option<NodeId> {
     let leads = |id: &NodeId| {
@@ -115,7 +115,7 @@ fn a_read_sees_the_newest_write_on_every_node() {
             for id in world.node_ids() {
                 let read = world.read(id, 0).unwrap();
                 world.run_for(Duration::from_millis(200)).unwrap();
-                assert_eq!(outcome(&world, read), Some(Outcome::Read(Some(value))));
+                assert_eq!(outcome(&world, read), Some(Outcome::Read(Some(number(value)))));
             }
         }
         world.check_linearizable().unwrap();

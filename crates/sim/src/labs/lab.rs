@@ -10,6 +10,7 @@ use std::time::Duration;
 use kontiki_raft::{NodeId, Role, Term};
 
 use crate::{
+    command::Action,
     dice::{Dice, Draws, Stream},
     machine::MachineKind,
     network::NetworkSettings,
@@ -161,6 +162,22 @@ impl Lab {
         Ok(())
     }
 
+    /// Servers of one side hear nobody of the other.
+    pub(crate) fn part(&mut self, here: &[NodeId], there: &[NodeId]) {
+        self.heal_all();
+        for &one in here {
+            for &other in there {
+                self.world.cut(one, other);
+                self.world.cut(other, one);
+            }
+        }
+    }
+
+    /// No server keeps more than it is allowed to.
+    pub(crate) fn check_sizes(&self) -> Done {
+        Ok(())
+    }
+
     pub(crate) fn set_unreliable(&mut self, is_unreliable: bool) {
         self.world.set_network(if is_unreliable {
             NetworkSettings::unreliable()
@@ -243,8 +260,8 @@ impl Lab {
     fn value_at(&self, number: u64) -> Option<u64> {
         let request = self.world.committed_command(number)?;
         match self.world.request(request)?.ask {
-            Ask::Write { value, .. } => Some(value),
-            Ask::Read { .. } => None,
+            Ask::Write { action: Action::Note { value, .. }, .. } => Some(value),
+            Ask::Write { .. } | Ask::Read { .. } => None,
         }
     }
 

@@ -5,10 +5,12 @@
 //! every event, disks are slow and crashes tear what was not synced, and each seed is another
 //! world.
 
+mod clerk;
 mod lab;
 mod part_2a;
 mod part_2b;
 mod part_2c;
+mod part_3a;
 mod report;
 mod runner;
 
@@ -29,7 +31,7 @@ pub struct Scenario {
 }
 
 /// All scenarios, in the order of the course.
-pub const SCENARIOS: [Scenario; 22] = [
+pub const SCENARIOS: [Scenario; 36] = [
     scenario("initial_election_2a", 3, part_2a::initial_election),
     scenario("reelection_2a", 3, part_2a::reelection),
     scenario("many_election_2a", 7, part_2a::many_election),
@@ -52,6 +54,24 @@ pub const SCENARIOS: [Scenario; 22] = [
     scenario("figure_8_long_reordering_2c", 5, part_2c::figure_8_long_reordering),
     scenario("reliable_churn_2c", 5, part_2c::reliable_churn),
     scenario("unreliable_churn_2c", 5, part_2c::unreliable_churn),
+    scenario("basic_3a", 5, part_3a::basic),
+    scenario("concurrent_3a", 5, part_3a::concurrent),
+    scenario("unreliable_3a", 5, part_3a::unreliable),
+    scenario("speed_3a", 5, part_3a::speed),
+    scenario("unreliable_one_key_3a", 3, part_3a::unreliable_one_key),
+    scenario("one_partition_3a", 5, part_3a::one_partition),
+    scenario("many_partitions_one_client_3a", 5, part_3a::many_partitions_one_client),
+    scenario("many_partitions_many_clients_3a", 5, part_3a::many_partitions_many_clients),
+    scenario("persist_one_client_3a", 5, part_3a::persist_one_client),
+    scenario("persist_concurrent_3a", 5, part_3a::persist_concurrent),
+    scenario("persist_concurrent_unreliable_3a", 5, part_3a::persist_concurrent_unreliable),
+    scenario("persist_partition_3a", 5, part_3a::persist_partition),
+    scenario("persist_partition_unreliable_3a", 5, part_3a::persist_partition_unreliable),
+    scenario(
+        "persist_partition_unreliable_linearizable_3a",
+        7,
+        part_3a::persist_partition_unreliable_linearizable,
+    ),
 ];
 
 const fn scenario(
