@@ -81,6 +81,7 @@ mod node;
 mod past;
 mod replica;
 mod requests;
+mod sessions;
 mod tcp;
 mod transport;
 
@@ -100,6 +101,10 @@ pub use kontiki_raft::{
 pub use log_store::{FileLog, LogReader, LogStore, LogWriter, OpenedLog, Upkeep};
 pub use machine::{Batch, Command, SnapshotWriter, StateMachine};
 pub use replica::Replica;
+pub use sessions::{
+    SessionCommand, SessionId, SessionLimits, SessionRefusal, SessionResponse, SessionStep,
+    SessionTable,
+};
 pub use tcp::TcpTransport;
 pub use transport::{
     CHUNK_BYTES_MAX, Closed, Inbox, KnownStores, Lane, Links, Local, Reception, SnapshotOffer,

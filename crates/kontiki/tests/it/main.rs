@@ -9,5 +9,6 @@ mod examples;
 mod faults;
 mod lifecycle;
 mod replica;
+mod sessions;
 mod swapped;
 mod world;
