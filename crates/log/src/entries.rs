@@ -15,6 +15,9 @@ use crate::{
     segment::Segment,
 };
 
+/// What an entry counts for beside its data.
+pub(crate) const ENTRY_OVERHEAD_BYTES: u64 = 32;
+
 /// The entries of the log and the segments that hold them. Shared by the writer and the
 /// readers; never locked during I/O.
 #[derive(Debug)]
@@ -126,6 +129,31 @@ impl Entries {
         }
         self.memberships.retain(|(id, _)| start.index < id.index);
         self.memberships.insert(0, membership);
+    }
+
+    /// Forgets everything and starts anew.
+    pub(crate) fn reset(&mut self, start: EntryId, membership: (EntryId, Arc<Membership>)) {
+        self.locations.clear();
+        self.term_runs.clear();
+        self.memberships = vec![membership];
+        self.start = start;
+    }
+
+    /// The first entry in each segment and about how many bytes of entries follow up to the
+    /// next, counted as [`Entry::byte_len`](kontiki_raft::Entry::byte_len) does.
+    pub(crate) fn sizes(&self) -> Vec<(Index, u64)> {
+        let mut sizes: Vec<(Index, u64)> = Vec::new();
+        let mut segment = None;
+        for (index, location) in (self.start.index.get() + 1..).map(Index).zip(&self.locations) {
+            if segment != Some(location.segment) {
+                segment = Some(location.segment);
+                sizes.push((index, 0));
+            }
+            if let Some((_, bytes)) = sizes.last_mut() {
+                *bytes += ENTRY_OVERHEAD_BYTES + u64::from(location.len);
+            }
+        }
+        sizes
     }
 
     /// Forgets everything and goes on at `first`, whose predecessor is not known. Only while

@@ -23,7 +23,7 @@ use crate::{
     Identity, IdentityRequest, LogError, LogReader, RecoveryReport,
     entries::Entries,
     identity,
-    record::{self, Location, Merged, encode_entry},
+    record::{self, Location, Merged, Start, encode_entry},
     recover::{Recovery, Seal, recover},
     segment::{self, MAGIC, Segment, SegmentStart},
 };
@@ -80,6 +80,8 @@ pub struct Log {
     hard_state: HardState,
     /// A record was written and is not durable yet. There is at most one.
     is_unsynced: bool,
+    /// What waits for that record: the segments before this one hold nothing any more.
+    reset_in: Option<u32>,
     is_poisoned: bool,
     buf: Vec<u8>,
     _lock: Box<dyn DiskLock>,
@@ -155,6 +157,7 @@ impl Log {
             tail: recovery.tail,
             hard_state: recovery.hard_state,
             is_unsynced: false,
+            reset_in: None,
             is_poisoned: false,
             buf: Vec::new(),
             _lock: lock,
@@ -177,15 +180,18 @@ impl Log {
     pub fn write(&mut self, batches: Vec<WriteBatch>) -> Result<(), LogError> {
         self.sync()?;
         let merged = Merged::new(&batches);
-        if merged.is_empty() {
+        if !merged.has_record() {
             return Ok(());
         }
         self.assert_follows(&merged);
-        let next_index = self.entries().last().index.next();
-        let spec = merged.spec(self.tail.seq + 1, self.hard_state, next_index);
+        let last = merged.reset_to.map_or_else(|| self.entries().last(), |meta| meta.last);
+        let spec = merged.spec(self.tail.seq + 1, self.hard_state, last.index.next());
 
         let mut places = Vec::with_capacity(merged.entries.len());
         self.begin_record();
+        if let Some(meta) = merged.reset_to {
+            Start::after(meta).encode_before_entries(&mut self.buf);
+        }
         for entry in &merged.entries {
             let start = self.buf.len();
             places.push((start, encode_entry(entry, &mut self.buf)));
@@ -209,6 +215,10 @@ impl Log {
         let result = self.current.file.sync_data();
         self.or_poison(result.map_err(LogError::io("sync", &self.current.path)))?;
         self.is_unsynced = false;
+        if let Some(kept) = self.reset_in.take() {
+            // What cannot be removed is in nobody's way: the next purge or start tries again.
+            drop(self.remove_segments_before(kept));
+        }
         Ok(())
     }
 
@@ -225,18 +235,18 @@ impl Log {
     /// If the log holds another entry at the index of `upto`.
     pub fn purge(&mut self, upto: EntryId) -> Result<EntryId, LogError> {
         self.sync()?;
-        let (start, segments) = {
+        let (start, kept) = {
             let entries = self.entries();
             if let Some(known) = entries.id(upto.index) {
                 assert_eq!(known, upto, "what is purged is committed, so it is the same anywhere");
             }
             let kept = entries.first_segment_after(upto.index, self.current.number);
-            let segments: Vec<_> = entries.segments.range(..kept).map(|(_, s)| s.clone()).collect();
-            (entries.start_without(kept), segments)
+            let start = entries.start_without(kept);
+            if entries.segments.range(..kept).next().is_none() {
+                return Ok(start.at);
+            }
+            (start, kept)
         };
-        if segments.is_empty() {
-            return Ok(start.at);
-        }
         // Durable before the first file goes: without it nobody could tell a purged segment
         // from a lost one.
         let spec =
@@ -246,13 +256,19 @@ impl Log {
         self.append(&spec)?;
         self.sync()?;
         self.entries().start_at(start.at, start.membership);
+        self.remove_segments_before(kept)?;
+        Ok(start.at)
+    }
+
+    fn remove_segments_before(&self, kept: u32) -> Result<(), LogError> {
+        let segments: Vec<_> =
+            self.entries().segments.range(..kept).map(|(_, segment)| Arc::clone(segment)).collect();
         for segment in segments {
             // Ascending, so that a crash leaves no hole. Readers may hold the file still.
             self.disk.remove(&segment.path).map_err(LogError::io("remove", &segment.path))?;
             self.entries().segments.remove(&segment.number);
         }
-        self.disk.sync_dir(&self.dir).map_err(LogError::io("sync", &self.dir))?;
-        Ok(start.at)
+        self.disk.sync_dir(&self.dir).map_err(LogError::io("sync", &self.dir))
     }
 
     /// Reads entries beside the writer, from any thread.
@@ -341,9 +357,14 @@ impl Log {
     }
 
     /// Tells the readers what was written, and where.
-    fn publish(&self, merged: &Merged<'_>, places: &[(usize, usize)], (at, mask): (u64, u8)) {
-        let Some(first) = merged.entries.first() else { return };
+    fn publish(&mut self, merged: &Merged<'_>, places: &[(usize, usize)], (at, mask): (u64, u8)) {
         let segment = self.current.number;
+        if let Some(meta) = merged.reset_to {
+            let Start { at, membership } = Start::after(meta);
+            self.entries().reset(at, membership);
+            self.reset_in = Some(segment);
+        }
+        let Some(first) = merged.entries.first() else { return };
         let short = "a segment is shorter than 4 GiB";
         let mut entries = self.entries();
         entries.truncate(first.id.index);
@@ -356,9 +377,18 @@ impl Log {
     }
 
     fn assert_follows(&self, merged: &Merged<'_>) {
-        let Some(first) = merged.entries.first() else { return };
         let entries = self.entries();
         let (start, last) = (entries.start(), entries.last());
+        if let Some(meta) = merged.reset_to {
+            let after = meta.last;
+            assert!(start.index <= after.index, "a reset to {after} of a log after {start}");
+            let follows = merged.entries.first().is_none_or(|first| {
+                first.id.index == after.index.next() && after.term <= first.id.term
+            });
+            assert!(follows, "entries that follow a reset to {after}");
+            return;
+        }
+        let Some(first) = merged.entries.first() else { return };
         let before = entries.id(first.id.index.prev());
         assert!(
             start.index < first.id.index
@@ -452,6 +482,7 @@ fn opened(identity: Identity, recovery: &Recovery) -> Opened {
         term_runs: entries.term_runs(),
         last: entries.last(),
         memberships: entries.memberships().to_vec(),
+        log_sizes: entries.sizes(),
         is_pristine: recovery.report.is_new,
         ..Recovered::default()
     };

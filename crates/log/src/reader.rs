@@ -14,7 +14,7 @@ use kontiki_raft::{Bytes, Entry, EntryId, Index};
 
 use crate::{
     LogError,
-    entries::Entries,
+    entries::{ENTRY_OVERHEAD_BYTES, Entries},
     record::{Location, StoredEntry},
     segment::Segment,
 };
@@ -26,9 +26,6 @@ const READ_BYTES_MAX: u64 = 1 << 20;
 /// Bytes between two entries that are read rather than skipped: a record's header and padding
 /// always, a small record that was replaced as well.
 const GAP_BYTES_MAX: u64 = 4096;
-
-/// What an entry counts for beside its data, as in [`Entry::byte_len`].
-const OVERHEAD_BYTES: usize = 32;
 
 /// Reads entries that were written, from any thread.
 #[derive(Clone, Debug)]
@@ -73,11 +70,12 @@ impl LogReader {
         let entries = self.entries();
         let (mut index, end) = range.into_inner();
         let mut spans: Vec<Span> = Vec::new();
+        let bytes_max = u64::try_from(bytes_max).unwrap_or(u64::MAX);
         let mut bytes = 0;
         while index <= end
             && let Some(location) = entries.get(index)
         {
-            bytes += OVERHEAD_BYTES + location.len as usize;
+            bytes += ENTRY_OVERHEAD_BYTES + u64::from(location.len);
             if bytes_max < bytes && !spans.is_empty() {
                 break;
             }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use kontiki_disk::{ByteReader, FRAME_ALIGN, FRAME_USER_BYTES, Frame, FrameSpec};
 use kontiki_raft::{
-    Bytes, Entry, EntryId, HardState, Index, Membership, NodeId, Payload, Term, WriteBatch,
+    Bytes, Entry, EntryId, HardState, Index, Membership, NodeId, Payload, SnapshotMeta, Term,
+    WriteBatch,
 };
 
 use crate::codec::{decode_membership, encode_membership, put_len, put_u32, put_u64};
@@ -20,6 +21,8 @@ pub(crate) const HARD_STATE: u8 = 2;
 pub(crate) const START: u8 = 3;
 /// Nothing follows in this segment.
 pub(crate) const SEAL: u8 = 4;
+/// The whole log is dropped and starts anew, perhaps with entries.
+pub(crate) const RESET: u8 = 5;
 
 /// Set if the hard state in the user bytes is a new one.
 const HAS_HARD_STATE: u8 = 1;
@@ -88,6 +91,8 @@ pub(crate) fn read_hard_state(reader: &mut ByteReader<'_>) -> Option<HardState> 
 pub(crate) struct Merged<'a> {
     pub(crate) hard_state: Option<HardState>,
     pub(crate) entries: Vec<&'a Entry>,
+    pub(crate) reset_to: Option<&'a SnapshotMeta>,
+    pub(crate) is_repaired: bool,
 }
 
 impl<'a> Merged<'a> {
@@ -98,6 +103,11 @@ impl<'a> Merged<'a> {
         let mut merged = Self::default();
         for batch in batches {
             merged.hard_state = batch.hard_state.or(merged.hard_state);
+            merged.is_repaired |= batch.is_repaired;
+            if let Some(meta) = &batch.reset_to {
+                merged.entries.clear(); // dropped before they were ever written
+                merged.reset_to = Some(meta);
+            }
             merged.put(&batch.entries);
         }
         merged
@@ -121,8 +131,8 @@ impl<'a> Merged<'a> {
         }
     }
 
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.hard_state.is_none() && self.entries.is_empty()
+    pub(crate) const fn has_record(&self) -> bool {
+        self.hard_state.is_some() || !self.entries.is_empty() || self.reset_to.is_some()
     }
 
     /// The head of the record, given the state before it.
@@ -133,7 +143,11 @@ impl<'a> Merged<'a> {
             count: u32::try_from(self.entries.len()).expect("each takes 24 bytes of 1 GiB"),
         };
         FrameSpec {
-            kind: if self.entries.is_empty() { HARD_STATE } else { ENTRIES },
+            kind: match (self.reset_to, self.entries.is_empty()) {
+                (Some(_), _) => RESET,
+                (None, true) => HARD_STATE,
+                (None, false) => ENTRIES,
+            },
             flags: if self.hard_state.is_some() { HAS_HARD_STATE } else { 0 },
             seq,
             user: head.encode(),
@@ -252,7 +266,7 @@ impl<'a> StoredEntry<'a> {
     /// The membership that it carries; `Some(None)` if it carries none.
     pub(crate) fn membership(&self) -> Option<Option<Arc<Membership>>> {
         match self.kind {
-            BLANK | COMMAND => Some(None),
+            BLANK | COMMAND | SESSION => Some(None),
             MEMBERSHIP => decode_membership(self.data).map(|found| Some(Arc::new(found))),
             _ => None,
         }
@@ -283,6 +297,11 @@ pub(crate) struct Start {
 }
 
 impl Start {
+    /// Where a log starts that goes on from a snapshot.
+    pub(crate) fn after(meta: &SnapshotMeta) -> Self {
+        Self { at: meta.last, membership: (meta.last, Arc::clone(&meta.membership)) }
+    }
+
     pub(crate) fn encode(&self, buf: &mut Vec<u8>) {
         for id in [self.at, self.membership.0] {
             put_u64(buf, id.index.get());
@@ -296,13 +315,26 @@ impl Start {
         buf[start..start + 4].copy_from_slice(&len);
     }
 
-    fn decode(payload: &[u8]) -> Option<Self> {
-        let mut reader = ByteReader::new(payload);
-        let at = read_id(&mut reader)?;
-        let membership_at = read_id(&mut reader)?;
+    /// As [`encode`](Self::encode), then zeros up to where entries may follow. `buf` is a frame.
+    pub(crate) fn encode_before_entries(&self, buf: &mut Vec<u8>) {
+        self.encode(buf);
+        buf.resize(buf.len().next_multiple_of(8), 0);
+    }
+
+    fn decode(reader: &mut ByteReader<'_>) -> Option<Self> {
+        let at = read_id(reader)?;
+        let membership_at = read_id(reader)?;
         let len = usize::try_from(reader.u32()?).ok()?;
         let membership = decode_membership(reader.bytes(len)?)?;
         Some(Self { at, membership: (membership_at, Arc::new(membership)) })
+    }
+
+    fn decode_before_entries(reader: &mut ByteReader<'_>) -> Option<Self> {
+        let before = reader.rest().len();
+        let start = Self::decode(reader)?;
+        let len = before - reader.rest().len();
+        reader.bytes(len.next_multiple_of(8) - len)?;
+        Some(start)
     }
 }
 
@@ -318,6 +350,7 @@ pub(crate) enum Record<'a> {
     Entries { head: Head, entries: ByteReader<'a> },
     HardState,
     Start(Start),
+    Reset { start: Start, head: Head, entries: ByteReader<'a> },
     Seal,
 }
 
@@ -328,7 +361,12 @@ pub(crate) fn decode<'a>(frame: &Frame<'a>) -> Option<(Record<'a>, Option<HardSt
     let record = match frame.spec.kind {
         ENTRIES => Record::Entries { head, entries: ByteReader::new(frame.payload) },
         HARD_STATE => Record::HardState,
-        START => Record::Start(Start::decode(frame.payload)?),
+        START => Record::Start(Start::decode(&mut ByteReader::new(frame.payload))?),
+        RESET => {
+            let mut entries = ByteReader::new(frame.payload);
+            let start = Start::decode_before_entries(&mut entries)?;
+            Record::Reset { start, head, entries }
+        }
         SEAL => Record::Seal,
         _ => return None,
     };

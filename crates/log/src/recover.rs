@@ -7,6 +7,7 @@
 //! "Recovery".
 
 use std::{
+    mem,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -86,6 +87,7 @@ pub(crate) fn recover(
         entries: Entries::new(EntryId::ZERO, (EntryId::ZERO, genesis)),
         hard_state: HardState::default(),
         is_start_known: first == 1,
+        start_segment: None,
         report: RecoveryReport { segments: numbers.len(), ..Default::default() },
     };
     let mut ends: Vec<SegmentEnd> = Vec::new();
@@ -100,7 +102,35 @@ pub(crate) fn recover(
     // The names that were seen here may be lost by the next crash, if the process died before it
     // had made them durable. A seal must not be written before the name that it promises.
     disk.sync_dir(dir).map_err(LogError::io("sync", dir))?;
-    complete(replay, ends)
+    let start_segment = replay.start_segment;
+    let mut recovery = complete(replay, ends)?;
+    if let Some(start_segment) = start_segment {
+        recovery.remove_leftovers(disk, dir, start_segment)?;
+    }
+    Ok(recovery)
+}
+
+impl Recovery {
+    /// Removes what a crash has left of a purge or a reset: segments before the one with the
+    /// first entry. The record that tells where the log starts must stay.
+    fn remove_leftovers(
+        &mut self,
+        disk: &dyn Disk,
+        dir: &Path,
+        start_segment: u32,
+    ) -> Result<(), LogError> {
+        let entries = &mut self.entries;
+        let first = entries.first_segment_after(entries.start().index, self.current.number);
+        let kept = entries.segments.split_off(&first.min(start_segment));
+        let leftovers = mem::replace(&mut entries.segments, kept);
+        for segment in leftovers.values() {
+            disk.remove(&segment.path).map_err(LogError::io("remove", &segment.path))?;
+        }
+        if !leftovers.is_empty() {
+            disk.sync_dir(dir).map_err(LogError::io("sync", dir))?;
+        }
+        Ok(())
+    }
 }
 
 /// Checks what can be checked only when all was read, and then cleans up.
@@ -259,6 +289,8 @@ struct Replay {
     /// While it is false the segments before the first that is left may have been purged or
     /// lost. A later record tells which.
     is_start_known: bool,
+    /// Which segment holds the record that tells it.
+    start_segment: Option<u32>,
     report: RecoveryReport,
 }
 
@@ -313,7 +345,17 @@ impl Replay {
         match record {
             Record::Entries { head, entries } => self.entries(frame, segment, &head, entries)?,
             Record::HardState | Record::Seal => {}
-            Record::Start(start) => self.start(start)?,
+            Record::Start(start) => self.start(start, segment)?,
+            Record::Reset { start, head, entries } => {
+                let known = self.entries.start();
+                if self.is_start_known && start.at.index < known.index {
+                    return Err(format!("a reset to {}, but {known} was purged", start.at));
+                }
+                self.entries.reset(start.at, start.membership);
+                self.is_start_known = true;
+                self.start_segment = Some(segment);
+                self.entries(frame, segment, &head, entries)?;
+            }
         }
         self.hard_state = hard_state.unwrap_or(self.hard_state);
         Ok(())
@@ -363,7 +405,7 @@ impl Replay {
         Ok(())
     }
 
-    fn start(&mut self, start: record::Start) -> Result<(), String> {
+    fn start(&mut self, start: record::Start, segment: u32) -> Result<(), String> {
         let known = self.entries.start();
         if start.at.index < known.index {
             if self.is_start_known {
@@ -382,6 +424,7 @@ impl Replay {
         }
         self.entries.start_at(start.at, start.membership);
         self.is_start_known = true;
+        self.start_segment = Some(segment);
         Ok(())
     }
 }
@@ -409,6 +452,7 @@ mod tests {
             entries: Entries::new(EntryId::new(2, 1), (EntryId::ZERO, genesis)),
             hard_state: HardState::default(),
             is_start_known: false,
+            start_segment: None,
             report: RecoveryReport::default(),
         }
     }

@@ -15,7 +15,8 @@ use std::{
 use kontiki_disk::RealDisk;
 use kontiki_log::{IdentityRequest, KnownPeers, Log, LogOptions};
 use kontiki_raft::{
-    Bytes, Entry, EntryId, HardState, Index, Membership, NodeId, Payload, StoreId, Term, WriteBatch,
+    Bytes, Entry, EntryId, HardState, Index, Membership, NodeId, Payload, SnapshotMeta, StoreId,
+    Term, WriteBatch,
 };
 
 /// A field: what it is called, how many bytes it has, how its value is shown.
@@ -82,7 +83,7 @@ const START: [Field; 5] = [
     ("len of the membership", 4, Number),
 ];
 
-const MEMBERSHIP: [Field; 9] = [
+const MEMBERSHIP: [Field; 10] = [
     ("membership: version", 1, Number),
     ("membership: next id", 8, Number),
     ("membership: count of members", 4, Number),
@@ -92,6 +93,7 @@ const MEMBERSHIP: [Field; 9] = [
     ("member: store", 8, Number),
     ("member: len of the address", 4, Number),
     ("member: address", 4, Text),
+    ("member: len of the context", 4, Number),
 ];
 
 const NO_OUTGOING: Field = ("membership: count of outgoing voters", 4, Number);
@@ -137,8 +139,8 @@ fn command(bytes: &[u8]) -> Payload {
     Payload::Command(Bytes::copy_from_slice(bytes))
 }
 
-/// Writes a log with a record of every kind. Returns its first segment, which is purged.
-fn write(dir: &Path) -> Vec<u8> {
+/// Writes a log with a record of every kind. Returns its first two segments, which are gone.
+fn write(dir: &Path) -> [Vec<u8>; 2] {
     let membership = Membership::of_voters([(NodeId(1), "n1:1")]);
     let request = IdentityRequest {
         cluster: 0xC1,
@@ -151,10 +153,13 @@ fn write(dir: &Path) -> Vec<u8> {
     let hard_state = |term, vote, commit| {
         Some(HardState { term: Term(term), voted_for: Some(NodeId(vote)), commit: Index(commit) })
     };
-    let mut write = |hard_state, entries| {
-        log.write(vec![WriteBatch { hard_state, entries, ..WriteBatch::default() }])
-            .expect("nothing fails");
+    let meta = SnapshotMeta { last: EntryId::new(9, 5), membership: Arc::new(membership.clone()) };
+    let write_batch = |log: &mut Log, batch| {
+        log.write(vec![batch]).expect("nothing fails");
         log.sync().expect("nothing fails");
+    };
+    let mut write = |hard_state, entries| {
+        write_batch(&mut log, WriteBatch { hard_state, entries, ..WriteBatch::default() });
     };
     write(hard_state(5, 1, 0), Vec::new());
     write(
@@ -164,12 +169,22 @@ fn write(dir: &Path) -> Vec<u8> {
     write(None, vec![entry(3, Payload::Membership(Arc::new(membership)))]);
     write(None, vec![entry(4, command(&[0; 40]))]);
     write(None, vec![entry(5, command(&[b'x'; 3600]))]); // does not fit into the first segment
-    let first = fs::read(dir.join("wal/0000000000000001.wal")).expect("it was written");
+    let read = |number| {
+        fs::read(dir.join(format!("wal/000000000000000{number}.wal"))).expect("it was written")
+    };
+    let first = read(1);
     log.purge(EntryId::new(4, 5)).expect("nothing fails");
+    let second = read(2);
+    let reset = WriteBatch {
+        reset_to: Some(meta),
+        entries: vec![entry(10, Payload::Session(Bytes::from_static(b"open")))],
+        ..WriteBatch::default()
+    };
+    write_batch(&mut log, reset);
 
     let mut peers = KnownPeers::open(Arc::new(RealDisk), dir).expect("none yet");
     peers.check_or_remember(NodeId(2), StoreId(0x5702)).expect("nothing fails");
-    first
+    [first, second]
 }
 
 /// The records of a segment.
@@ -191,9 +206,9 @@ fn records(segment: &[u8]) -> Vec<&[u8]> {
 /// What the format is: a name and the annotated bytes of each example.
 fn examples() -> Vec<(&'static str, String)> {
     let dir = tempfile::tempdir().expect("a directory");
-    let first = write(dir.path());
+    let [first, second] = write(dir.path());
     let read = |name: &str| fs::read(dir.path().join(name)).expect("it was written");
-    let second = read("wal/0000000000000002.wal");
+    let third = read("wal/0000000000000003.wal");
     let second_records = records(&second);
     let [vote, entries, membership, masked, seal] = records(&first)[..] else {
         panic!("five records in the first segment")
@@ -213,7 +228,7 @@ fn examples() -> Vec<(&'static str, String)> {
         ),
         (
             "membership entry",
-            render(membership, &[&RECORD[..], &membership_fields, &[padding(61)]].concat()),
+            render(membership, &[&RECORD[..], &membership_fields, &[padding(57)]].concat()),
         ),
         (
             "masked entries",
@@ -224,7 +239,22 @@ fn examples() -> Vec<(&'static str, String)> {
             "start",
             render(
                 second_records[1],
-                &[&RECORD[..], &START, &MEMBERSHIP, &[NO_OUTGOING], &[padding(49)]].concat(),
+                &[&RECORD[..], &START, &MEMBERSHIP, &[NO_OUTGOING], &[padding(45)]].concat(),
+            ),
+        ),
+        (
+            "reset",
+            render(
+                records(&third)[0],
+                &[
+                    &RECORD[..],
+                    &START,
+                    &MEMBERSHIP,
+                    &[NO_OUTGOING, ("zero", 5, Nothing)],
+                    &ENTRY,
+                    &[("entry: data", 4, Text), ("zero", 4, Nothing), padding(8)],
+                ]
+                .concat(),
             ),
         ),
         (

@@ -9,7 +9,7 @@ use kontiki_sim::disk::{Fault, SimDisk};
 
 use crate::{
     model::{Expected, Model, open},
-    writes::{batch, command, membership, vote},
+    writes::{batch, command, membership, reset, vote},
 };
 
 enum Step {
@@ -22,7 +22,7 @@ enum Step {
 }
 
 /// Votes, entries, truncations, several writes under one sync, memberships, records that end at
-/// the end of a sector, a record longer than a segment, five changes of segments, two purges.
+/// the end of a sector, a record longer than a segment, changes of segments, purges, resets.
 fn workload() -> Vec<Step> {
     use Step::{FillSpares, Purge, Sync, Write, WriteAndSync};
     vec![
@@ -44,7 +44,11 @@ fn workload() -> Vec<Step> {
         WriteAndSync(vec![batch([command(9, 4, 3500)])]),
         WriteAndSync(vec![batch([command(10, 4, 3500)])]),
         Purge(8),
-        Write(vec![batch([command(11, 4, 600), command(12, 4, 600)])]),
+        WriteAndSync(vec![batch([command(11, 4, 600), command(12, 4, 600)])]),
+        WriteAndSync(vec![reset(20, 5, []), vote(6, 2)]), // nothing follows
+        WriteAndSync(vec![batch([command(21, 6, 600)])]),
+        WriteAndSync(vec![batch([command(22, 6, 100)]), reset(30, 6, [command(31, 6, 3500)])]),
+        Write(vec![batch([command(32, 6, 600)])]),
     ]
 }
 

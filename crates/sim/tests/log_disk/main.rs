@@ -29,6 +29,7 @@ fn the_log_is_what_the_model_says_whatever_happens() {
             && 0 < seen.kept_writes
             && 0 < seen.purged_segments
             && 0 < seen.truncations
+            && 0 < seen.resets
             && 0 < seen.poisoned
             && 0 < seen.full_disks
             && 0 < seen.crashes_while_opening,

@@ -70,6 +70,13 @@ impl Model {
         assert_eq!(recovered.last, model.last());
         assert_eq!(recovered.term_runs, model.term_runs());
         assert_eq!(recovered.memberships, model.memberships());
+        let bytes: usize = model.entries.iter().map(Entry::byte_len).sum();
+        let has_memberships = 1 < recovered.memberships.len();
+        let sizes = &recovered.log_sizes;
+        assert!(
+            has_memberships || sizes.iter().map(|(_, bytes)| bytes).sum::<u64>() == bytes as u64
+        );
+        assert!(sizes.is_sorted() && sizes.first().is_none_or(|s| s.0 == start.index.next()));
         model
     }
 
@@ -84,6 +91,11 @@ impl Model {
 
     pub(crate) fn write(&mut self, batches: &[WriteBatch]) {
         for batch in batches {
+            if let Some(meta) = &batch.reset_to {
+                self.start = meta.last;
+                self.base = (meta.last, Arc::clone(&meta.membership));
+                self.entries.clear();
+            }
             if let Some(first) = batch.entries.first() {
                 self.entries.retain(|entry| entry.id.index < first.id.index);
                 self.entries.extend(batch.entries.iter().cloned());

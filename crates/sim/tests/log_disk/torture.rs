@@ -4,11 +4,12 @@
 //! be there or not, but whole and in order: a write that survives has all earlier ones under
 //! it.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use kontiki_log::{Log, LogError};
 use kontiki_raft::{
-    Bytes, Entry, EntryId, HardState, Index, Membership, NodeId, Payload, Term, WriteBatch,
+    Bytes, Entry, EntryId, HardState, Index, Membership, NodeId, Payload, SnapshotMeta, Term,
+    WriteBatch,
 };
 use kontiki_sim::{
     Dice, Draws, Stream,
@@ -26,6 +27,7 @@ pub(crate) struct Seen {
     pub(crate) kept_writes: u64,
     pub(crate) purged_segments: u64,
     pub(crate) truncations: u64,
+    pub(crate) resets: u64,
     pub(crate) poisoned: u64,
     pub(crate) full_disks: u64,
     pub(crate) crashes_while_opening: u64,
@@ -39,6 +41,7 @@ impl Seen {
         self.kept_writes += other.kept_writes;
         self.purged_segments += other.purged_segments;
         self.truncations += other.truncations;
+        self.resets += other.resets;
         self.poisoned += other.poisoned;
         self.full_disks += other.full_disks;
         self.crashes_while_opening += other.crashes_while_opening;
@@ -131,9 +134,15 @@ impl Torture {
     }
 
     fn batch(&mut self, log: &Model) -> WriteBatch {
-        let last = log.last().index.get();
+        let mut last = log.last().index.get();
+        let mut floor = self.commit.max(log.start.index).get();
         if self.draws.percent(15) {
             self.term = self.term.next();
+        }
+        let reset_to = self.draws.percent(4).then(|| self.snapshot(floor..=last + 20));
+        if let Some(meta) = &reset_to {
+            (last, floor) = (meta.last.index.get(), meta.last.index.get());
+            self.seen.resets += 1;
         }
         let term = self.term;
         let hard_state = self.draws.percent(30).then(|| HardState {
@@ -144,12 +153,18 @@ impl Torture {
         });
         let mut first = last + 1;
         if self.draws.percent(15) {
-            first = self.draws.within(self.commit.get() + 1..=first);
+            first = self.draws.within(floor + 1..=first);
             self.seen.truncations += u64::from(first <= last);
         }
         let count = self.draws.below(6);
         let entries = (first..first + count).map(|index| self.entry(index)).collect();
-        WriteBatch { hard_state, entries, ..WriteBatch::default() }
+        WriteBatch { hard_state, entries, reset_to, ..WriteBatch::default() }
+    }
+
+    fn snapshot(&mut self, at: RangeInclusive<u64>) -> SnapshotMeta {
+        let last = EntryId { index: Index(self.draws.within(at)), term: self.term };
+        let address = format!("n1:{}", self.draws.below(1000));
+        SnapshotMeta { last, membership: Arc::new(Membership::of_voters([(NodeId(1), address)])) }
     }
 
     fn entry(&mut self, index: u64) -> Entry {
@@ -212,7 +227,8 @@ impl Torture {
 
     fn purge_upto(&mut self) -> (EntryId, EntryId) {
         let before = self.latest().start;
-        let upto = Index(self.draws.within(before.index.get()..=self.commit.get()));
+        let upto =
+            Index(self.draws.within(before.index.get()..=self.commit.max(before.index).get()));
         self.expected.purging = Some(upto);
         (before, self.latest().id(upto))
     }

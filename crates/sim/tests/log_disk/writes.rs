@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kontiki_raft::{
-    Entry, EntryId, HardState, Index, Membership, NodeId, Payload, Term, WriteBatch,
+    Entry, EntryId, HardState, Index, Membership, NodeId, Payload, SnapshotMeta, Term, WriteBatch,
 };
 
 pub(crate) fn batch(entries: impl IntoIterator<Item = Entry>) -> WriteBatch {
@@ -30,4 +30,11 @@ pub(crate) fn command(index: u64, term: u64, len: usize) -> Entry {
 pub(crate) fn membership(index: u64, term: u64, address: &str) -> Entry {
     let membership = Membership::of_voters([(NodeId(1), address)]);
     Entry::new(EntryId::new(index, term), Payload::Membership(Arc::new(membership)))
+}
+
+/// A snapshot was received that stands for the log up to here.
+pub(crate) fn reset(index: u64, term: u64, entries: impl IntoIterator<Item = Entry>) -> WriteBatch {
+    let membership = Arc::new(Membership::of_voters([(NodeId(1), format!("n1:{index}"))]));
+    let reset_to = Some(SnapshotMeta { last: EntryId::new(index, term), membership });
+    WriteBatch { reset_to, ..batch(entries) }
 }
