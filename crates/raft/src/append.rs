@@ -44,6 +44,16 @@ impl Following {
     pub(crate) fn of(leader: Option<NodeId>) -> Self {
         Self { leader, ..Self::default() }
     }
+
+    /// The log agrees with the leader's up to here.
+    pub(crate) fn note_received(&mut self, upto: Index) {
+        self.received = self.received.max(upto);
+    }
+
+    /// The leader waits for an answer, or has reason to be glad of one.
+    pub(crate) fn owe_reply(&mut self) {
+        self.owes_reply = true;
+    }
 }
 
 impl RaftCore {
@@ -126,7 +136,7 @@ impl RaftCore {
 
     /// The log was cut at `from`. An honest leader never contradicts what it sent in the same
     /// term; of another one we must not believe both (pitfall D15).
-    fn forget_received(&mut self, from: Index) {
+    pub(crate) fn forget_received(&mut self, from: Index) {
         if let State::Follower(following) = &mut self.state {
             following.received = following.received.min(from.prev());
             following.told = following.told.min(from.prev());

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Apply, Entry, EntryId, Index, RaftCore};
+use crate::{Apply, Entry, EntryId, Index, RaftCore, SnapshotMeta};
 
 /// Entries on their way through the state machine.
 #[derive(Clone, Debug)]
@@ -15,6 +15,9 @@ pub(crate) struct Applying {
     applied: Index,
     /// The state machine will still know up to here after power loss.
     durable: Index,
+    /// A snapshot that replaces the whole state, and comes before any further entry. Waits for
+    /// the log to be reset to it.
+    install: Option<SnapshotMeta>,
     /// Batches that are handed out and not applied: last index and bytes.
     outstanding: VecDeque<(Index, usize)>,
     outstanding_bytes: usize,
@@ -31,6 +34,7 @@ impl Applying {
             handed_out: applied,
             applied,
             durable: Index::ZERO,
+            install: None,
             outstanding: VecDeque::new(),
             outstanding_bytes: 0,
             purge_asked: Index::ZERO,
@@ -51,14 +55,26 @@ impl Applying {
             "only what was handed out is applied: {upto} of {}",
             self.handed_out,
         );
-        assert!(durable <= upto.max(self.applied), "only what is applied is durable: {durable}");
         self.applied = self.applied.max(upto);
-        self.durable = self.durable.max(durable);
+        // A snapshot may be durable before it is installed.
+        self.durable = self.durable.max(durable.min(self.applied));
         while self.outstanding.front().is_some_and(|&(last, _)| last <= upto) {
             if let Some((_, bytes)) = self.outstanding.pop_front() {
                 self.outstanding_bytes -= bytes;
             }
         }
+    }
+
+    /// The state of this snapshot comes next, in the place of everything up to its last entry.
+    pub(crate) fn install(&mut self, meta: &SnapshotMeta) {
+        if self.handed_out < meta.last.index {
+            self.install = Some(meta.clone());
+        }
+    }
+
+    /// What the snapshot stands for that is to be installed next.
+    pub(crate) fn installs(&self) -> Option<EntryId> {
+        self.install.as_ref().map(|meta| meta.last)
     }
 
     fn on_handed_out(&mut self, last: Index, bytes: usize) {
@@ -72,6 +88,13 @@ impl Applying {
 impl RaftCore {
     pub(crate) fn hand_out_apply(&mut self, out: &mut Vec<Apply>) {
         let target = self.commit_index.min(self.writes.durable_index());
+        if let Some(meta) = self.applying.install.take_if(|meta| meta.last.index <= target) {
+            self.applying.on_handed_out(meta.last.index, 0);
+            out.push(Apply::Snapshot(meta));
+        }
+        if self.applying.install.is_some() {
+            return; // the entries before it are gone, those after it come after it (pitfall M10)
+        }
         while self.applying.handed_out < target
             && self.applying.outstanding_bytes < self.config.unapplied_bytes_max
         {
@@ -93,12 +116,30 @@ impl RaftCore {
         }
     }
 
-    /// What no voter will ask for and the state machine will not need again.
+    /// What the state machine will not need again and no voter will ask for, all but the newest
+    /// part, which a server that was away might want.
+    ///
+    /// A log that is too large is purged though a follower still needs it: a disk that fills up
+    /// because one server is away would take the others with it. That one gets a snapshot.
     pub(crate) fn maybe_purge(&mut self) -> Option<EntryId> {
         self.update_held_by_all();
-        let upto = self.held_by_all.min(self.applying.durable);
+        let (sizes, config, last) = (self.log.sizes(), &self.config, self.log.last().index);
+        let durable = self.applying.durable;
         let from = self.applying.purge_asked.max(self.log.start().index);
-        if upto.get() < from.get().saturating_add(self.config.purge_entries_min) {
+        let enough = Index(from.get().saturating_add(config.purge_entries_min));
+        let mut upto = self.held_by_all.min(durable);
+        if enough <= upto {
+            upto = upto.min(sizes.before_newest(config.log_keep_bytes, last));
+        }
+        if upto < enough {
+            upto = Index::ZERO;
+        }
+        if config.log_bytes_max < sizes.total() {
+            // A little more than must be, so that it is not done for each entry.
+            let bytes = config.log_keep_bytes.max(config.log_bytes_max / 8 * 7);
+            upto = upto.max(sizes.before_newest(bytes, last).min(durable));
+        }
+        if upto <= from {
             return None;
         }
         self.applying.purge_asked = upto;

@@ -205,16 +205,19 @@ impl RaftCore {
     fn forget_removed(&mut self) {
         let (at, now) = (self.memberships.current_at().index, self.now);
         let State::Leader(leading) = &mut self.state else { return };
-        let Leading { progress, seen, .. } = &mut **leading;
-        progress.retain(|id, progress| {
-            let Some(leaves_at) = progress.leaves_at else { return true };
+        let is_to_go = |progress: &Progress| {
             let has_heard = at <= progress.match_index() && at <= progress.told_commit;
-            let stays = now < leaves_at && !has_heard;
-            if !stays {
-                seen.remove(id);
+            progress.leaves_at.is_some_and(|leaves_at| leaves_at <= now || has_heard)
+        };
+        let progress = leading.progress.iter();
+        let gone: Vec<NodeId> =
+            progress.filter(|(_, progress)| is_to_go(progress)).map(|(&id, _)| id).collect();
+        for id in gone {
+            leading.seen.remove(&id);
+            if let Some(progress) = leading.progress.remove(&id) {
+                self.snapshot_effects.extend(progress.sending.cancel(id));
             }
-            stays
-        });
+        }
     }
 
     /// A leader that is not a voter any more leads on, without counting itself, until the change

@@ -12,10 +12,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     Body, Config, Effects, EntryId, Envelope, HardState, Index, Input, LogWrite, Message, NodeId,
     Outbound, ProposalOutcome, ReadOutcome, Recovered, Rejection, Report, RestoreError, Role,
-    SoftState, Status, StoreId, Term, Timestamp, VoteKind, WriteBatch, WriteTicket,
+    SnapshotEffect, SoftState, Status, StoreId, Term, Timestamp, VoteKind, WriteBatch, WriteTicket,
     append::Following, apply::Applying, election::Election, log::LogView, membership::VOTERS_MAX,
     memberships::Memberships, propose::Forwarded, read::ForwardedReads, replicate::Leading,
-    rng::Rng, write::Writes,
+    rng::Rng, size::Sizes, write::Writes,
 };
 
 /// One node's share of the protocol, as a value: inputs in, effects out.
@@ -60,6 +60,7 @@ pub struct RaftCore {
     waiting: Vec<(u64, Envelope)>,
     pub(crate) proposal_outcomes: Vec<ProposalOutcome>,
     pub(crate) read_outcomes: Vec<ReadOutcome>,
+    pub(crate) snapshot_effects: Vec<SnapshotEffect>,
     told: Option<SoftState>,
     /// The entry of the membership that the host was told last.
     told_membership: Option<EntryId>,
@@ -90,6 +91,8 @@ impl RaftCore {
         let Recovered { hard_state, log_start, term_runs, last, applied, is_pristine, .. } =
             recovered;
         let memberships = Memberships::new(recovered.memberships).ok_or(RestoreError::NoVoters)?;
+        let ends = (log_start.index, last.index);
+        let sizes = Sizes::new(config.log_bytes_max, &recovered.log_sizes, ends);
         let mut rng = Rng::new(config.seed);
         // What was applied or purged had been committed, whatever the hint says (pitfall D8).
         let commit_index = hard_state.commit.max(applied).max(log_start.index);
@@ -100,7 +103,7 @@ impl RaftCore {
             term: hard_state.term,
             voted_for: hard_state.voted_for,
             commit_index,
-            log: LogView::new(log_start, &term_runs, last),
+            log: LogView::new(log_start, &term_runs, last, sizes),
             memberships,
             peer_stores: BTreeMap::new(),
             state: State::Follower(Following::default()),
@@ -115,6 +118,7 @@ impl RaftCore {
             waiting: Vec::new(),
             proposal_outcomes: Vec::new(),
             read_outcomes: Vec::new(),
+            snapshot_effects: Vec::new(),
             told: None,
             told_membership: None,
             last_yield: None,
@@ -151,9 +155,9 @@ impl RaftCore {
             Input::PeerUnreachable { id } => self.on_unreachable(id),
             Input::ChangeMembership { id, change } => self.on_change_membership(id, change),
             Input::PeerStore { id, store } => self.on_peer_store(id, store),
-            Input::SnapshotReceived { .. }
-            | Input::SnapshotSent { .. }
-            | Input::StorageSpace { .. } => {}
+            Input::SnapshotReceived { from, meta } => self.on_snapshot_received(from, meta),
+            Input::SnapshotSent { to, session, sent } => self.on_snapshot_sent(to, session, sent),
+            Input::StorageSpace { .. } => {}
             Input::Campaign => self.on_campaign(),
             Input::TransferLeadership { to } => self.on_transfer_leadership(to),
             Input::Timeout => self.on_timeout(),
@@ -180,6 +184,7 @@ impl RaftCore {
         effects.proposals.append(&mut self.proposal_outcomes);
         effects.reads.append(&mut self.read_outcomes);
         effects.purge = self.maybe_purge();
+        effects.snapshots.append(&mut self.snapshot_effects);
         let soft_state = self.soft_state();
         if self.told != Some(soft_state) {
             self.told = Some(soft_state);
@@ -230,6 +235,7 @@ impl RaftCore {
             lease_until: None,
             transfer_to: self.transfer_to(),
             damaged: None,
+            log_bytes: self.log.sizes().total(),
             is_storage_full: false,
             oldest_write: self.writes.oldest(),
             progress,
@@ -341,6 +347,7 @@ impl RaftCore {
         }
         let former = std::mem::replace(&mut self.state, State::Follower(Following::of(leader)));
         if let State::Leader(leading) = former {
+            self.cancel_snapshots(&leading);
             self.reject_reads(*leading, leader);
             self.arm_election();
         }
@@ -458,7 +465,8 @@ impl RaftCore {
         }
         let last = self.log.last().index;
         let first = self.writes.unwritten_from();
-        if !self.writes.is_hard_state_pending() && last < first {
+        let is_idle = !self.writes.is_hard_state_pending() && !self.writes.is_reset_pending();
+        if is_idle && last < first {
             return None;
         }
         let entries = self.log.cached(first..=last, usize::MAX);
@@ -470,11 +478,10 @@ impl RaftCore {
         );
         let hard_state =
             HardState { term: self.term, voted_for: self.voted_for, commit: self.commit_index };
-        let sequence = self.writes.hand_out(last, self.now);
-        Some(LogWrite {
-            batch: WriteBatch { hard_state: Some(hard_state), entries, ..WriteBatch::default() },
-            ticket: WriteTicket { node: self.config.id, sequence },
-        })
+        let (sequence, reset_to) = self.writes.hand_out(last, self.now);
+        let batch =
+            WriteBatch { hard_state: Some(hard_state), entries, reset_to, is_repaired: false };
+        Some(LogWrite { batch, ticket: WriteTicket { node: self.config.id, sequence } })
     }
 
     fn soft_state(&self) -> SoftState {

@@ -72,6 +72,8 @@ mod reconfigure;
 mod recovered;
 mod replicate;
 mod rng;
+mod size;
+mod snapshot;
 mod status;
 mod transfer;
 mod write;

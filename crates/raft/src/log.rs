@@ -12,7 +12,7 @@
 
 use std::{collections::VecDeque, ops::RangeInclusive};
 
-use crate::{Entry, EntryId, Index, Term};
+use crate::{Entry, EntryId, Index, Term, size::Sizes};
 
 /// The log as the core sees it.
 #[derive(Clone, Debug)]
@@ -27,13 +27,19 @@ pub(crate) struct LogView {
     /// The newest entries, consecutive, up to `last`.
     cache: VecDeque<Entry>,
     cache_bytes: usize,
+    sizes: Sizes,
 }
 
 impl LogView {
     /// The log that the host recovered. Terms must ascend; the caller has checked.
-    pub(crate) fn new(start: EntryId, runs: &[EntryId], last: EntryId) -> Self {
+    pub(crate) fn new(start: EntryId, runs: &[EntryId], last: EntryId, sizes: Sizes) -> Self {
         let runs = runs.iter().copied().collect();
-        Self { start, runs, last, cache: VecDeque::new(), cache_bytes: 0 }
+        Self { start, runs, last, cache: VecDeque::new(), cache_bytes: 0, sizes }
+    }
+
+    /// How large it is.
+    pub(crate) fn sizes(&self) -> &Sizes {
+        &self.sizes
     }
 
     pub(crate) fn start(&self) -> EntryId {
@@ -92,6 +98,7 @@ impl LogView {
         if self.last.term < entry.id.term || self.runs.is_empty() {
             self.runs.push_back(entry.id);
         }
+        self.sizes.push(entry.id.index, entry.byte_len());
         self.last = entry.id;
         self.cache_bytes += entry.byte_len();
         self.cache.push_back(entry);
@@ -111,6 +118,7 @@ impl LogView {
         while self.runs.back().is_some_and(|run| from <= run.index) {
             self.runs.pop_back();
         }
+        self.sizes.truncate(from, self.last.index);
         let index = from.prev();
         self.last = self.id_at(index).unwrap_or(self.start);
         assert!(self.last.index == index, "what is left of the log has terms: {index}");
@@ -153,12 +161,18 @@ impl LogView {
         }
     }
 
+    /// Drops everything: the log starts again after `last`, which a snapshot stands for (§7).
+    pub(crate) fn reset(&mut self, last: EntryId) {
+        *self = Self::new(last, &[], last, self.sizes.emptied());
+    }
+
     /// Notes that the host has purged the log up to `upto`.
     pub(crate) fn purge(&mut self, upto: EntryId) {
         if upto.index <= self.start.index {
             return;
         }
         self.start = upto;
+        self.sizes.purge(upto.index, self.last.index);
         while self.runs.get(1).is_some_and(|run| run.index <= upto.index.next()) {
             self.runs.pop_front();
         }

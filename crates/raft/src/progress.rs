@@ -2,7 +2,10 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::{Index, NodeId, ProgressState, ProgressStatus, Report, Round, Session, Timestamp};
+use crate::{
+    Index, NodeId, ProgressState, ProgressStatus, Report, Round, Session, Timestamp,
+    snapshot::Sending,
+};
 
 /// What the leader knows about the log of one follower.
 ///
@@ -41,6 +44,8 @@ pub(crate) struct Progress {
     pub(crate) caught_up_since: Option<Timestamp>,
     /// It was removed: until then it is still sent to, so that it learns of it.
     pub(crate) leaves_at: Option<Timestamp>,
+    /// The snapshot on its way to it.
+    pub(crate) sending: Sending,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +72,7 @@ impl Progress {
             report: Report::default(),
             caught_up_since: None,
             leaves_at: None,
+            sending: Sending::default(),
         }
     }
 
@@ -122,6 +128,19 @@ impl Progress {
         self.awaits = Some(round);
     }
 
+    /// Whether it has to be asked where it stands though there are no entries to send: the log
+    /// may be purged up to its very end (pitfall M12).
+    pub(crate) fn must_ask(&self, last_index: Index) -> bool {
+        self.state == ProgressState::Probe && self.match_index < last_index
+    }
+
+    /// Asks whether the logs agree at `index`.
+    pub(crate) fn probe_after(&mut self, index: Index) {
+        self.state = ProgressState::Probe;
+        self.clear_window();
+        self.next_index = index.max(self.match_index).next();
+    }
+
     /// The follower needs what is purged.
     pub(crate) fn strand(&mut self) {
         self.state = ProgressState::Snapshot;
@@ -152,16 +171,18 @@ impl Progress {
     }
 
     /// It does not hold the entry at `refused`; the logs may agree at `hint`, as seen from the
-    /// leader's log.
-    pub(crate) fn on_conflict(&mut self, refused: Index, hint: Index) {
+    /// leader's log. Says whether that is news.
+    pub(crate) fn on_conflict(&mut self, refused: Index, hint: Index) -> bool {
         let is_stale = refused <= self.match_index
+            || self.state == ProgressState::Snapshot // it has been understood
             || (self.state == ProgressState::Probe && refused != self.next_index.prev());
         if is_stale {
-            return;
+            return false;
         }
         self.state = ProgressState::Probe;
         self.clear_window();
         self.next_index = hint.min(refused.prev()).max(self.match_index).next();
+        true
     }
 
     /// An answer to `round` has come, and by then everything sent `grace` before it should
@@ -196,11 +217,10 @@ impl Progress {
     /// heard of: a peer that cannot be reached is not sent to in a loop. Not to know a match is
     /// no proof that the follower has nothing: it is not asked for what is purged.
     pub(crate) fn on_unreachable(&mut self, round: Round, log_start: Index) {
-        if self.state == ProgressState::Replicate {
-            self.state = ProgressState::Probe;
+        if self.state == ProgressState::Snapshot {
+            return; // the end of the transfer will be told
         }
-        self.clear_window();
-        self.next_index = self.match_index.max(log_start).next();
+        self.probe_after(self.match_index.max(log_start));
         self.awaits = Some(round);
     }
 

@@ -19,6 +19,7 @@ use crate::{
 pub(crate) struct Leading {
     /// Every other replica, and for a while those that were removed.
     pub(crate) progress: BTreeMap<NodeId, Progress>,
+    /// The number of the next session: with a follower, or of a snapshot sent to one.
     next_session: Session,
     /// The first entry of this term. Until it is committed nothing is known to be (§8).
     pub(crate) blank: Index,
@@ -135,20 +136,24 @@ impl RaftCore {
         let Some(progress) = leading.progress.get_mut(&to) else { return false };
         let (first, last) = (progress.next_index(), self.log.last().index);
         let config = &self.config;
-        if last < first
+        let is_nothing_to_send = last < first && !progress.must_ask(last);
+        if is_nothing_to_send
             || !progress.has_room(config.inflight_messages_max, config.inflight_bytes_max)
         {
             return false;
         }
         let Some(prev) = self.log.id_at(first.prev()) else {
-            progress.strand(); // what it needs is purged (pitfall M12)
-            return false;
+            // What would be next is purged. It may have it: it is asked (pitfall M12).
+            progress.probe_after(self.log.start().index);
+            return true;
         };
         let session = progress.session;
         let round = leading.next_round(self.now);
         let Some(progress) = leading.progress.get_mut(&to) else { return false };
         let entries = self.log.cached(first..=last, config.append_bytes_max);
-        let cached = entries.last().map(|entry| entry.id.index);
+        // Without entries at all it asks whether the logs agree at their end.
+        let at_end = (last < first).then_some(last);
+        let cached = entries.last().map(|entry| entry.id.index).or(at_end);
         match cached {
             Some(upto) => {
                 progress.on_sent(upto, entries.iter().map(Entry::byte_len).sum(), round);
@@ -234,12 +239,14 @@ impl RaftCore {
         if session != progress.session || leading.round < round || last < received {
             return;
         }
+        let mut is_stranded = false;
         match result {
             AppendResult::Match(matched) if last < matched => return,
             AppendResult::Match(matched) => progress.on_match(matched, received, start),
             AppendResult::Conflict { prev, hint } => {
                 let hint = self.log.last_not_after(hint).index;
-                progress.on_conflict(prev.index, hint.min(last));
+                is_stranded = progress.on_conflict(prev.index, hint.min(last))
+                    && progress.next_index() <= start;
             }
         }
         progress.acked_round = progress.acked_round.max(round);
@@ -247,6 +254,10 @@ impl RaftCore {
         // Less than a whole interval, so that the first heartbeat after the loss shows it.
         let grace = self.config.heartbeat_interval * 3 / 4;
         progress.maybe_resend(received, round, (grace, start));
+        if is_stranded {
+            self.strand(from); // what it needs is purged (pitfall M12)
+        }
+        self.maybe_cancel_snapshot(from);
         self.confirm_reads();
         self.maybe_send_timeout_now();
     }
@@ -343,6 +354,7 @@ impl RaftCore {
         let State::Leader(leading) = &mut self.state else { return };
         if leading.heartbeat_due <= self.now {
             leading.heartbeat_due = self.now + self.config.heartbeat_interval;
+            self.retry_stranded();
             self.broadcast_heartbeat();
             self.maybe_yield();
         }

@@ -49,6 +49,8 @@ pub struct Status<'a> {
     pub log_start: EntryId,
     /// The last entry of the log.
     pub last: EntryId,
+    /// About how many bytes of entries the log holds.
+    pub log_bytes: u64,
     /// Its own disk holds the log up to here.
     pub durable_index: Index,
     /// The membership in force.

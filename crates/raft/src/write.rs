@@ -7,10 +7,14 @@
 //! ```text
 //!   ── durable ──┬── in flight: handed out, no ticket back ──┬── pending: not handed out ──
 //! ```
+//!
+//! A reset drops the whole log and starts it again after a snapshot (§7). Until it is durable a
+//! crash leaves the log of before, so what counts as durable is what both have in common: what
+//! was committed and durable before.
 
 use std::collections::VecDeque;
 
-use crate::{Index, Timestamp};
+use crate::{Index, SnapshotMeta, Timestamp};
 
 /// The ledger of writes.
 #[derive(Clone, Debug)]
@@ -22,6 +26,8 @@ pub(crate) struct Writes {
     in_flight: VecDeque<InFlight>,
     /// Entries from here on are not handed out.
     unwritten_from: Index,
+    /// A reset that is not handed out, and the lowest index that it touches.
+    reset: Option<(SnapshotMeta, Index)>,
     /// Term or vote changed and is not handed out.
     hard_state_pending: bool,
     /// Number of the newest write that carries a changed term or vote.
@@ -44,6 +50,7 @@ impl Writes {
             persisted: 0,
             in_flight: VecDeque::new(),
             unwritten_from: last.next(),
+            reset: None,
             hard_state_pending: false,
             hard_state_sequence: 0,
         }
@@ -59,6 +66,20 @@ impl Writes {
         self.unwritten_from = self.unwritten_from.min(first);
     }
 
+    /// The whole log is replaced by a snapshot. Up to `committed` it was right before.
+    pub(crate) fn note_reset(&mut self, committed: Index, meta: SnapshotMeta) {
+        let mut first = self.unwritten_from.min(committed.next());
+        if let Some((_, earlier)) = &self.reset {
+            first = first.min(*earlier);
+        }
+        self.unwritten_from = meta.last.index.next();
+        self.reset = Some((meta, first));
+    }
+
+    pub(crate) fn is_reset_pending(&self) -> bool {
+        self.reset.is_some()
+    }
+
     /// The first index that is not handed out.
     pub(crate) fn unwritten_from(&self) -> Index {
         self.unwritten_from
@@ -68,21 +89,27 @@ impl Writes {
         self.hard_state_pending
     }
 
-    /// Hands out a write of everything that waits, up to `last`.
-    pub(crate) fn hand_out(&mut self, last: Index, now: Timestamp) -> u64 {
+    /// Hands out a write of everything that waits, up to `last`: its number, and the snapshot
+    /// that it resets the log to, if it does.
+    pub(crate) fn hand_out(&mut self, last: Index, now: Timestamp) -> (u64, Option<SnapshotMeta>) {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
-        self.in_flight.push_back(InFlight {
-            sequence,
-            first: self.unwritten_from,
-            handed_out: now,
-        });
+        let first = self.first_pending();
+        let reset_to = self.reset.take().map(|(meta, _)| meta);
+        self.in_flight.push_back(InFlight { sequence, first, handed_out: now });
         self.unwritten_from = last.next();
         if self.hard_state_pending {
             self.hard_state_pending = false;
             self.hard_state_sequence = sequence;
         }
-        sequence
+        (sequence, reset_to)
+    }
+
+    /// The lowest index that the next write will touch.
+    fn first_pending(&self) -> Index {
+        self.reset
+            .as_ref()
+            .map_or(self.unwritten_from, |&(_, first)| first.min(self.unwritten_from))
     }
 
     /// The write `sequence` and all before it are durable. Reports may come out of order: a
@@ -97,13 +124,7 @@ impl Writes {
 
     /// The log is durable up to here.
     pub(crate) fn durable_index(&self) -> Index {
-        self.in_flight
-            .iter()
-            .map(|write| write.first)
-            .chain([self.unwritten_from])
-            .min()
-            .unwrap_or(self.unwritten_from)
-            .prev()
+        self.in_flight.iter().map(|write| write.first).fold(self.first_pending(), Index::min).prev()
     }
 
     /// The write after which the present term and vote are durable.

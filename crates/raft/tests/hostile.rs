@@ -86,6 +86,8 @@ impl Node {
         let mut rng = Rng(seed);
         let mut config = Config::new(NodeId(1), seed);
         config.purge_entries_min = 1 + rng.below(3);
+        config.log_keep_bytes = rng.below(200);
+        config.log_bytes_max = 200 + rng.below(400);
         config.log_cache_bytes_max = usize::try_from(rng.below(200)).expect("small");
         config.inflight_messages_max = usize::try_from(1 + rng.below(4)).expect("small");
         let voters = (1..=1 + 2 * rng.below(3)).map(|id| (NodeId(id), ""));

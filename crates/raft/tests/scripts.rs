@@ -11,8 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const TOPICS: [&str; 7] =
-    ["election", "proposals", "reads", "replication", "storage", "timing", "transfer"];
+const TOPICS: [&str; 8] =
+    ["election", "proposals", "reads", "replication", "snapshots", "storage", "timing", "transfer"];
 
 fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts")
@@ -75,6 +75,11 @@ fn reads() {
 #[test]
 fn replication() {
     play("replication");
+}
+
+#[test]
+fn snapshots() {
+    play("snapshots");
 }
 
 #[test]

@@ -511,6 +511,7 @@ fn draw_setup(seed: u64, shape: &mut Draws) -> Setup {
     };
     let config = &mut setup.config;
     config.purge_entries_min = shape.log_uniform(1..=200);
+    config.log_keep_bytes = 0;
     if shape.percent(50) {
         config.append_bytes_max = small(shape, 1, 20_000);
         config.inflight_messages_max = small(shape, 1, 16);

@@ -354,7 +354,7 @@ async fn start_durable(cluster: &Cluster, machine: &Durable) -> Raft<Durable> {
         .bootstrap(cluster.members.clone())
         .log_options(small_log())
         .tune(quick)
-        .tune(|config| config.purge_entries_min = 10)
+        .tune(|config| (config.purge_entries_min, config.log_keep_bytes) = (10, 0))
         .start()
         .await
         .unwrap()

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, error::Error, fmt::Write as _, sync::Arc, time:
 
 use kontiki_raft::{
     Apply, Body, Config, Effects, Entry, EntryId, HardState, Index, Input, Membership, Message,
-    NodeId, Outbound, Payload, ProposalId, ProposalOutcome, RaftCore, ReadOutcome, Role, SoftState,
-    Term, Timestamp, WriteTicket,
+    NodeId, Outbound, Payload, ProposalId, ProposalOutcome, RaftCore, ReadOutcome, Role, Session,
+    SoftState, Term, Timestamp, WriteTicket,
 };
 
 use super::{
@@ -29,9 +29,9 @@ pub(crate) struct Node {
     pub(crate) machine_pace: Pace,
     pub(crate) can_read_back: bool,
     /// The state machine was given everything up to here.
-    handed: Index,
+    pub(crate) handed: Index,
     /// The state machine has applied everything up to here.
-    applied: Index,
+    pub(crate) applied: Index,
     /// What the reader was told last.
     told: SoftState,
 }
@@ -42,8 +42,10 @@ pub(crate) struct Cluster {
     pub(crate) now: Timestamp,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) network: Network,
-    genesis: Arc<Membership>,
-    is_machine_durable: bool,
+    pub(crate) genesis: Arc<Membership>,
+    pub(crate) is_machine_durable: bool,
+    /// Snapshots on their way, each with the session to name and what it must reach.
+    pub(crate) shipments: BTreeMap<Link, (Session, Index)>,
     /// What clients call their proposals: by the command.
     proposals: BTreeMap<ProposalId, String>,
     pub(crate) requests: u64,
@@ -70,6 +72,7 @@ impl Cluster {
             network: Network::default(),
             genesis,
             is_machine_durable,
+            shipments: BTreeMap::new(),
             proposals: BTreeMap::new(),
             requests: 0,
             checks: Checks::default(),
@@ -110,7 +113,7 @@ impl Cluster {
     }
 
     /// Says it as `id` in its term.
-    fn say_as(&mut self, id: NodeId, what: &str) -> Result<()> {
+    pub(crate) fn say_as(&mut self, id: NodeId, what: &str) -> Result<()> {
         let term = self.core(id)?.status().term();
         self.say(&format!("{id}/{term} {what}"));
         Ok(())
@@ -134,13 +137,14 @@ impl Cluster {
         if !is_machine_durable {
             node.applied = Index::ZERO;
         }
+        self.shipments.retain(|link, _| link.from != id);
         Ok(())
     }
 
     pub(crate) fn restart(&mut self, id: NodeId) -> Result<()> {
         let (now, genesis) = (self.now, Arc::clone(&self.genesis));
         let node = self.node(id)?;
-        node.handed = node.applied;
+        node.recover_machine();
         let recovered = node.disk.recover(&genesis, node.applied);
         let core = RaftCore::new(node.config.clone(), recovered, now)?;
         node.told = core.status().soft_state;
@@ -217,6 +221,9 @@ impl Cluster {
             };
             self.say_as(id, &line)?;
         }
+        for effect in effects.snapshots.drain(..) {
+            self.ship(id, &effect)?;
+        }
         if let Some(upto) = effects.purge {
             self.say_as(id, &format!("purge upto={upto}"))?;
             self.node(id)?.disk.purge(upto);
@@ -270,7 +277,7 @@ impl Cluster {
         }
         node.applied = node.handed;
         let upto = node.applied;
-        let durable = if is_durable { upto } else { Index::ZERO };
+        let durable = node.durable_applied(is_durable);
         if let Some(core) = &mut node.core {
             core.step(now, Input::Applied { upto, durable });
         }
@@ -359,7 +366,7 @@ impl Cluster {
         let entries = match apply {
             Apply::Entries(entries) => entries,
             Apply::Stored(range) => node.disk.durable.read(&range),
-            Apply::Snapshot(_) => panic!("no snapshot was received"),
+            Apply::Snapshot(meta) => return self.install(id, &meta),
         };
         for entry in &entries {
             assert_eq!(entry.id.index, node.handed.next(), "{id} applies out of order");
@@ -479,6 +486,9 @@ impl Node {
 /// What a write changes on a disk that holds `before`.
 fn describe(before: &Image, batch: &kontiki_raft::WriteBatch) -> String {
     let mut parts = Vec::new();
+    if let Some(meta) = &batch.reset_to {
+        parts.push(format!("reset to {}", meta.last));
+    }
     if let Some(new) = batch.hard_state {
         let old = before.hard_state;
         if new.term != old.term {
@@ -496,7 +506,7 @@ fn describe(before: &Image, batch: &kontiki_raft::WriteBatch) -> String {
     if let Some(first) = batch.entries.first() {
         parts.push(format!("[{}]", print::ids(&batch.entries)));
         let gone = before.read(&(first.id.index..=Index(u64::MAX)));
-        if !gone.is_empty() {
+        if !gone.is_empty() && batch.reset_to.is_none() {
             parts.push(format!("in place of [{}]", print::ids(&gone)));
         }
     }
@@ -521,5 +531,6 @@ pub(crate) fn image(log: &Log, term: u64, vote: Option<NodeId>, commit: u64) -> 
         },
         start: EntryId::ZERO,
         entries,
+        membership: None,
     }
 }

@@ -35,6 +35,11 @@ pub(crate) enum Command {
         cache_bytes_max: Option<usize>,
         #[arg(key)]
         pending_reads_max: Option<usize>,
+        /// The log keeps at least so many bytes, and no more than so many.
+        #[arg(key)]
+        keep_bytes: Option<u64>,
+        #[arg(key)]
+        log_bytes_max: Option<u64>,
         /// Purge as soon as so many entries go.
         #[arg(key)]
         purge_min: Option<u64>,
@@ -42,6 +47,17 @@ pub(crate) enum Command {
         #[arg(key, optional)]
         durable_machine: bool,
     },
+    /// The state machine of a node writes a snapshot of what it has applied. It is durable.
+    Snapshot(Name),
+    /// The snapshot that the first node sends arrives whole at the second. `unheard`: the first
+    /// does not hear of it.
+    Ship {
+        link: Link,
+        #[arg(key, optional)]
+        unheard: bool,
+    },
+    /// The snapshot on the link does not arrive, and the sender knows.
+    LoseSnapshot(Link),
     /// Replaces the disk of a node, and starts the node from it.
     Node {
         name: Name,

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use kontiki_raft::{
-    Entry, EntryId, HardState, Index, LogWrite, Membership, Recovered, WriteBatch, WriteTicket,
+    Entry, EntryId, HardState, Index, LogWrite, Membership, Recovered, SnapshotMeta, WriteBatch,
+    WriteTicket,
 };
 use std::{ops::RangeInclusive, sync::Arc};
 
@@ -14,12 +15,19 @@ pub(crate) struct Image {
     /// The entry before the first.
     pub(crate) start: EntryId,
     pub(crate) entries: Vec<Entry>,
+    /// The membership of the snapshot after which the log starts; of the birth if none.
+    pub(crate) membership: Option<Arc<Membership>>,
 }
 
 impl Image {
     fn write(&mut self, batch: &WriteBatch) {
         if let Some(hard_state) = batch.hard_state {
             self.hard_state = hard_state;
+        }
+        if let Some(meta) = &batch.reset_to {
+            self.entries.clear();
+            self.start = meta.last;
+            self.membership = Some(Arc::clone(&meta.membership));
         }
         if let Some(first) = batch.entries.first() {
             assert!(
@@ -58,11 +66,13 @@ pub(crate) struct Disk {
     pub(crate) written: Image,
     /// Handed out and not durable.
     pending: VecDeque<(WriteBatch, WriteTicket)>,
+    /// The snapshot files, whole and durable, oldest first.
+    pub(crate) snapshots: Vec<SnapshotMeta>,
 }
 
 impl Disk {
     pub(crate) fn new(image: Image) -> Self {
-        Self { durable: image.clone(), written: image, pending: VecDeque::new() }
+        Self { durable: image.clone(), written: image, ..Self::default() }
     }
 
     pub(crate) fn submit(&mut self, write: LogWrite) {
@@ -92,6 +102,15 @@ impl Disk {
         self.written.purge(upto);
     }
 
+    /// The snapshot that a restart may begin with: one that the log goes on from, for what a
+    /// crash left of a reset that never happened stands for nothing.
+    pub(crate) fn covered_snapshot(&self) -> Option<&SnapshotMeta> {
+        let log = &self.durable;
+        self.snapshots.iter().rfind(|meta| {
+            meta.last == log.start || log.entries.iter().any(|entry| entry.id == meta.last)
+        })
+    }
+
     /// What a node starts from.
     pub(crate) fn recover(&self, genesis: &Arc<Membership>, applied: Index) -> Recovered {
         let mut term_runs: Vec<EntryId> = Vec::new();
@@ -105,7 +124,10 @@ impl Disk {
             log_start: self.durable.start,
             term_runs,
             last: self.durable.last(),
-            memberships: vec![(EntryId::ZERO, Arc::clone(genesis))],
+            memberships: vec![match &self.durable.membership {
+                Some(membership) => (self.durable.start, Arc::clone(membership)),
+                None => (EntryId::ZERO, Arc::clone(genesis)),
+            }],
             applied,
             is_pristine: self.durable.last() == EntryId::ZERO
                 && self.durable.hard_state == HardState::default(),

@@ -10,5 +10,6 @@ mod disk;
 mod network;
 mod print;
 mod runner;
+mod snapshot;
 
 pub(crate) use runner::run;

@@ -105,6 +105,8 @@ fn start(command: &Command) -> Result<Cluster> {
         unapplied_bytes_max,
         cache_bytes_max,
         pending_reads_max,
+        keep_bytes,
+        log_bytes_max,
         purge_min,
         durable_machine,
     } = command
@@ -124,6 +126,9 @@ fn start(command: &Command) -> Result<Cluster> {
             (*pending_reads_max, &mut config.pending_reads_max),
         ];
         config.purge_entries_min = purge_min.unwrap_or(config.purge_entries_min);
+        // No script is as long as what a server keeps.
+        config.log_keep_bytes = keep_bytes.unwrap_or_default();
+        config.log_bytes_max = log_bytes_max.unwrap_or(config.log_bytes_max);
         for (given, bound) in bounds {
             *bound = given.unwrap_or(*bound);
         }
@@ -178,6 +183,9 @@ fn perform(cluster: &mut Cluster, command: &Command) -> Result<()> {
         Command::Unreachable(name, peer) => {
             cluster.step(name.0, Input::PeerUnreachable { id: peer.0 })
         }
+        Command::Snapshot(name) => cluster.snapshot(name.0),
+        Command::Ship { link, unheard } => cluster.arrive(*link, !unheard),
+        Command::LoseSnapshot(link) => cluster.lose_snapshot(*link),
         Command::Disk(..) | Command::Machine(..) | Command::FailReads(_) => set(cluster, command),
         Command::Crash(names) => names.iter().try_for_each(|name| cluster.crash(name.0)),
         Command::Restart(names) => names.iter().try_for_each(|name| cluster.restart(name.0)),
