@@ -1,17 +1,31 @@
-//! Whether a history of reads and writes of registers is linearizable: whether there is one
-//! order of all operations that keeps to real time and makes every read right.
+//! Whether a history of what clients saw is linearizable: whether there is one order of all
+//! operations that keeps to real time and makes every answer right. The servers are not asked.
 //!
-//! The search is that of Wing and Gong with the memory of Lowe: try what could come first, take
-//! it back if it leads nowhere, and never look twice at the same set of operations done with
-//! the same value in the register. Registers are independent, so each key is checked alone.
+//! - [`check`]: reads and writes of registers, each register alone.
+//! - [`store`]: a store with etcd's revisions, where transactions and ranges couple keys. The
+//!   revisions in the answers give the order away, so that only outcomes that nobody knows are
+//!   searched for.
+//! - [`search`]: any other model.
 //!
 //! An operation whose outcome is unknown may have happened at any time after its start, or
 //! never. One that certainly did not happen is to be left out of the history.
+
+mod search;
+pub mod store;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
+
+pub use search::{Call, Model, Stuck, Verdict, search};
+
+/// How many operations are tried before a search is given up. Honest histories need about one
+/// try for each operation; a thousand clients that hang for ever need more than there is time.
+const STEPS_MAX: u64 = 50_000_000;
+
+/// How many operations before the one that cannot follow are shown.
+const SHOWN: usize = 6;
 
 /// One operation on one register.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,25 +52,36 @@ pub enum Action<V> {
 
 /// There is no such order.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NotLinearizable<K, V> {
     /// Of this register.
     pub key: K,
     /// How many operations can be put in order before the search is stuck.
     pub ordered: usize,
+    /// The last of them.
+    pub before: Vec<Operation<K, V>>,
     /// What the search is stuck at: the operation that has to come next and cannot.
     pub stuck: Operation<K, V>,
     /// What could come before it and does not help.
     pub around: Vec<Operation<K, V>>,
+    /// False if there were too many orders to try them all. Never to be taken for a yes.
+    pub is_decided: bool,
 }
 
 impl<K: fmt::Debug, V: fmt::Debug> fmt::Display for NotLinearizable<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.is_decided {
+            return writeln!(f, "register {:?}: too many orders to try them all", self.key);
+        }
         writeln!(
             f,
             "register {:?} is not linearizable: after {} operations, this one cannot follow",
             self.key, self.ordered
         )?;
-        writeln!(f, "  {:?}", self.stuck)?;
+        for operation in &self.before {
+            writeln!(f, "  after  {operation:?}")?;
+        }
+        writeln!(f, "  stuck  {:?}", self.stuck)?;
         for operation in &self.around {
             writeln!(f, "  beside {operation:?}")?;
         }
@@ -66,11 +91,11 @@ impl<K: fmt::Debug, V: fmt::Debug> fmt::Display for NotLinearizable<K, V> {
 
 impl<K: fmt::Debug, V: fmt::Debug> std::error::Error for NotLinearizable<K, V> {}
 
-/// Checks a history, register by register.
+/// Checks a history of registers.
 ///
 /// # Errors
 ///
-/// The first register whose history is not linearizable.
+/// The first register whose history is not linearizable, or of which it cannot be said.
 pub fn check<K, V>(history: &[Operation<K, V>]) -> Result<(), Box<NotLinearizable<K, V>>>
 where
     K: Clone + Ord,
@@ -105,27 +130,32 @@ where
 
     // Values become numbers; zero is the register without a value.
     let mut numbers: BTreeMap<&V, usize> = BTreeMap::new();
-    let steps: Vec<Step> = operations
+    let calls: Vec<Call<Step>> = operations
         .iter()
         .map(|operation| {
             let (Action::Read(value) | Action::Write(value)) = &operation.action;
             let next = numbers.len() + 1;
-            Step {
+            let step = Step {
                 is_write: matches!(operation.action, Action::Write(_)),
                 value: value.as_ref().map_or(0, |value| *numbers.entry(value).or_insert(next)),
-            }
+            };
+            Call { action: step, start: operation.start, end: operation.end }
         })
         .collect();
-    let times: Vec<(u64, Option<u64>)> =
-        operations.iter().map(|operation| (operation.start, operation.end)).collect();
 
-    let Err(stuck) = Search::new(&steps, &times).run() else { return Ok(()) };
-    let around = stuck.open.iter().filter(|&&at| at != stuck.at);
+    let (stuck, is_decided) = match search(&Register, &calls, STEPS_MAX) {
+        Verdict::Linearizable => return Ok(()),
+        Verdict::NotLinearizable(stuck) => (stuck, true),
+        Verdict::Undecided => (Stuck::default(), false),
+    };
+    let those = |ats: &[usize]| ats.iter().map(|&at| operations[at].clone()).collect();
     Err(Box::new(NotLinearizable {
         key: operations[stuck.at].key.clone(),
-        ordered: stuck.ordered,
+        ordered: stuck.ordered.len(),
+        before: those(&stuck.ordered[stuck.ordered.len().saturating_sub(SHOWN)..]),
         stuck: operations[stuck.at].clone(),
-        around: around.map(|&at| operations[at].clone()).collect(),
+        around: those(&stuck.open),
+        is_decided,
     }))
 }
 
@@ -136,179 +166,28 @@ struct Step {
     value: usize,
 }
 
-/// An operation that was put in order.
-#[derive(Clone, Copy, Debug)]
-struct Taken {
-    at: usize,
-    /// What the register held before.
-    former: usize,
-    /// Something else could have come in its place.
-    is_choice: bool,
-}
+/// One register, whose state is a number.
+struct Register;
 
-/// Where the search got furthest.
-#[derive(Clone, Debug, Default)]
-struct Stuck {
-    ordered: usize,
-    /// The operation whose answer was there before it could be put in order.
-    at: usize,
-    /// Operations that had begun by then and were not in order.
-    open: Vec<usize>,
-}
+impl Model for Register {
+    type State = usize;
+    type Action = Step;
+    type Part = ();
 
-/// A doubly linked list of calls and returns in the order of time, from which operations are
-/// lifted as they are put in order, and into which they are put back.
-struct Search<'a> {
-    steps: &'a [Step],
-    /// Which operation each link belongs to. Link 0 is the head.
-    operation: Vec<usize>,
-    is_return: Vec<bool>,
-    next: Vec<usize>,
-    prev: Vec<usize>,
-    /// The links of the call and of the return of each operation; 0 if there is no return.
-    links: Vec<(usize, usize)>,
-}
-
-impl<'a> Search<'a> {
-    fn new(steps: &'a [Step], times: &[(u64, Option<u64>)]) -> Self {
-        // At the same instant calls come first: what touches may overlap.
-        let mut events: Vec<(u64, bool, usize)> = Vec::new();
-        for (at, &(start, end)) in times.iter().enumerate() {
-            events.push((start, false, at));
-            events.extend(end.map(|end| (end.max(start), true, at)));
-        }
-        events.sort_unstable();
-        let count = events.len() + 1;
-        let mut search = Self {
-            steps,
-            operation: vec![usize::MAX; count],
-            is_return: vec![false; count],
-            next: (1..=count).map(|link| link % count).collect(),
-            prev: (0..count).map(|link| (link + count - 1) % count).collect(),
-            links: vec![(0, 0); times.len()],
-        };
-        for (link, &(_, is_return, at)) in (1..).zip(&events) {
-            search.operation[link] = at;
-            search.is_return[link] = is_return;
-            if is_return {
-                search.links[at].1 = link;
-            } else {
-                search.links[at].0 = link;
-            }
-        }
-        search
+    fn initial(&self) -> usize {
+        0
     }
 
-    fn lift(&mut self, at: usize) {
-        let (call, back) = self.links[at];
-        for link in [call, back] {
-            if link != 0 {
-                let (prev, next) = (self.prev[link], self.next[link]);
-                self.next[prev] = next;
-                self.prev[next] = prev;
-            }
-        }
+    fn step(&self, &state: &usize, action: &Step) -> Option<usize> {
+        (action.is_write || action.value == state).then_some(action.value)
     }
 
-    /// The reverse of [`lift`](Self::lift), in reverse order.
-    fn unlift(&mut self, at: usize) {
-        let (call, back) = self.links[at];
-        for link in [back, call] {
-            if link != 0 {
-                let (prev, next) = (self.prev[link], self.next[link]);
-                self.next[prev] = link;
-                self.prev[next] = link;
-            }
-        }
+    fn is_read(&self, action: &Step) -> bool {
+        !action.is_write
     }
 
-    fn run(&mut self) -> Result<(), Stuck> {
-        let mut done = vec![0_u64; self.steps.len().div_ceil(64)];
-        let mut value = 0;
-        let mut visited: BTreeSet<(Vec<u64>, usize)> = BTreeSet::new();
-        let mut stack: Vec<Taken> = Vec::new();
-        let mut answered = self.links.iter().filter(|(_, back)| *back != 0).count();
-        let mut furthest = Stuck::default();
-        let mut link = self.next[0];
-        while 0 < answered {
-            // A read that fits may as well come now: it changes nothing for the others. So only
-            // writes are choices.
-            let taken = match self.fitting_read(value) {
-                Some(at) => Some(Taken { at, former: value, is_choice: false }),
-                None => self.next_write(&mut link, value),
-            };
-            if let Some(taken) = taken {
-                let step = self.steps[taken.at];
-                done[taken.at / 64] |= 1 << (taken.at % 64);
-                if !taken.is_choice || visited.insert((done.clone(), step.value)) {
-                    value = step.value;
-                    self.lift(taken.at);
-                    answered -= usize::from(self.links[taken.at].1 != 0);
-                    stack.push(taken);
-                    link = self.next[0];
-                } else {
-                    done[taken.at / 64] &= !(1 << (taken.at % 64));
-                    link = self.next[link];
-                }
-                continue;
-            }
-            // The answer of an operation that is not in order was there: a dead end.
-            if link != 0 && furthest.ordered <= stack.len() {
-                let (at, open) = (self.operation[link], self.before(link));
-                furthest = Stuck { ordered: stack.len(), at, open };
-            }
-            loop {
-                let Some(Taken { at, former, is_choice }) = stack.pop() else {
-                    return Err(furthest);
-                };
-                value = former;
-                done[at / 64] &= !(1 << (at % 64));
-                self.unlift(at);
-                answered += usize::from(self.links[at].1 != 0);
-                if is_choice {
-                    link = self.next[self.links[at].0];
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// A read that has been called and finds this value.
-    fn fitting_read(&self, value: usize) -> Option<usize> {
-        let mut link = self.next[0];
-        while link != 0 && !self.is_return[link] {
-            let at = self.operation[link];
-            if !self.steps[at].is_write && self.steps[at].value == value {
-                return Some(at);
-            }
-            link = self.next[link];
-        }
-        None
-    }
-
-    /// The first write from `link` on that has been called; `link` is left at it, or where the
-    /// choices end.
-    fn next_write(&self, link: &mut usize, value: usize) -> Option<Taken> {
-        while *link != 0 && !self.is_return[*link] {
-            let at = self.operation[*link];
-            if self.steps[at].is_write {
-                return Some(Taken { at, former: value, is_choice: true });
-            }
-            *link = self.next[*link];
-        }
-        None
-    }
-
-    /// The operations that were called before this link and are not in order.
-    fn before(&self, link: usize) -> Vec<usize> {
-        let mut open = Vec::new();
-        let mut at = self.next[0];
-        while at != link && at != 0 {
-            open.push(self.operation[at]);
-            at = self.next[at];
-        }
-        open
+    fn parts(&self, _: &Step) -> Vec<()> {
+        vec![()]
     }
 }
 
