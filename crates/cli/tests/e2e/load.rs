@@ -1,4 +1,4 @@
-//! Clients that write and read registers, and the history of what they saw.
+//! Clients that write and read a few keys, and the history of what they saw.
 
 use std::{
     cell::{Cell, RefCell},
@@ -6,8 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_client::{Client, GetOptions};
-use kontiki_sim::linear::{self, Action, Operation};
+use etcd_client::{
+    Client, Compare, CompareOp, GetOptions, GetResponse, ResponseHeader, Txn, TxnOp,
+};
+use kontiki_sim::linear::{
+    Call,
+    store::{self, Answer, Exchange, Found, Request, Store},
+};
 use tokio::task::JoinHandle;
 
 use crate::servers::{Servers, client_of, until};
@@ -33,13 +38,15 @@ struct Acknowledged {
 
 #[derive(Default)]
 struct History {
-    operations: Vec<Operation<String, String>>,
+    calls: Vec<Call<Exchange>>,
     acknowledged: Vec<Acknowledged>,
 }
 
 /// Clients at work.
 pub(crate) struct Load {
     endpoints: Vec<String>,
+    /// The revision before the first of their writes. Nobody else may write.
+    initial: Store,
     history: Rc<RefCell<History>>,
     is_stopping: Rc<Cell<bool>>,
     clients: Vec<JoinHandle<()>>,
@@ -49,6 +56,10 @@ impl Load {
     /// Starts clients, spread over the servers. One that fails goes on with the next server.
     pub(crate) async fn start(servers: &Servers, clients: usize) -> Self {
         let endpoints = servers.endpoints();
+        let first = client_of(&endpoints[0]).await;
+        let before =
+            until("a first read", async || first.clone().get(FIRST, Some(all())).await.ok());
+        let initial = Store::at(revision_of(before.await.header()));
         let history = Rc::new(RefCell::new(History::default()));
         let is_stopping = Rc::new(Cell::new(false));
         let origin = Instant::now();
@@ -68,7 +79,7 @@ impl Load {
             };
             tasks.push(tokio::task::spawn_local(worker.work()));
         }
-        Self { endpoints, history, is_stopping, clients: tasks }
+        Self { endpoints, initial, history, is_stopping, clients: tasks }
     }
 
     /// How long after `moment` the first write was done that was begun after it.
@@ -88,12 +99,11 @@ impl Load {
         for client in self.clients {
             client.await.unwrap();
         }
-        let History { operations, acknowledged } = self.history.take();
+        let History { calls, acknowledged } = self.history.take();
         assert!(!acknowledged.is_empty(), "nothing was ever acknowledged");
-        if let Err(violation) = linear::check(&operations) {
-            panic!("{violation}");
+        if let Err(unexplained) = store::check(&self.initial, &calls) {
+            panic!("{unexplained}");
         }
-        check_revisions(&acknowledged);
         check_presence(&self.endpoints, &acknowledged).await;
         acknowledged.len()
     }
@@ -114,10 +124,12 @@ impl Worker {
         while !self.is_stopping.get() {
             let key = format!("register/{}", fastrand::usize(..REGISTERS));
             sequence += 1;
-            let is_done = if fastrand::bool() {
-                self.write(key, format!("{}-{sequence}", self.number)).await
-            } else {
-                self.read(key).await
+            let value = format!("{}-{sequence}", self.number);
+            let is_done = match fastrand::usize(..10) {
+                0..4 => self.put(key, value).await,
+                4 => self.swap(key, value).await,
+                5 => self.read(None).await,
+                _ => self.read(Some(key)).await,
             };
             if !is_done {
                 self.connections.rotate_left(1);
@@ -127,60 +139,108 @@ impl Worker {
         }
     }
 
-    async fn write(&mut self, key: String, value: String) -> bool {
+    async fn put(&mut self, key: String, value: String) -> bool {
         let started = Instant::now();
         let put = self.connections[0].put(key.as_str(), value.as_str(), None);
-        let answer = tokio::time::timeout(WRITE_TIMEOUT, put).await;
-        let ended = Instant::now();
-        // Whatever the error says, it is not believed: the write may have been done.
-        let revision = answer.ok().and_then(Result::ok).map(|put| put.header().unwrap().revision());
-        let end = revision.map(|_| ended);
-        self.record(key.clone(), Action::Write(Some(value.clone())), started, end);
-        if let Some(revision) = revision {
-            let write = Acknowledged { key, value, revision, started, ended };
-            self.history.borrow_mut().acknowledged.push(write);
-        }
-        revision.is_some()
+        let answer = tokio::time::timeout(WRITE_TIMEOUT, put).await.ok().and_then(Result::ok);
+        let revision = answer.map(|put| revision_of(put.header()));
+        let answer = revision.map(|revision| (revision, true));
+        let request = Request::Put { key: key.clone(), value: value.clone() };
+        self.record_write(request, answer, &[(key, value)], started)
     }
 
-    async fn read(&mut self, key: String) -> bool {
+    /// Reads a key, and then writes it and its neighbour if nobody else has in the meantime.
+    async fn swap(&mut self, key: String, value: String) -> bool {
+        let read = self.connections[0].get(key.as_str(), None);
+        let Ok(Ok(read)) = tokio::time::timeout(READ_TIMEOUT, read).await else { return false };
+        let seen = read.kvs().first().map_or(0, |pair| pair.mod_revision());
+        let mut puts = vec![(key.clone(), value.clone())];
+        let neighbour = format!("register/{}", fastrand::usize(..REGISTERS));
+        puts.extend((neighbour != key).then_some((neighbour, value)));
+
         let started = Instant::now();
-        let get = self.connections[0].get(key.as_str(), None);
+        let guard = Compare::mod_revision(key.as_str(), CompareOp::Equal, seen);
+        let operations: Vec<TxnOp> = puts
+            .iter()
+            .map(|(key, value)| TxnOp::put(key.as_str(), value.as_str(), None))
+            .collect();
+        let swap = self.connections[0].txn(Txn::new().when([guard]).and_then(operations));
+        let answer = tokio::time::timeout(WRITE_TIMEOUT, swap).await.ok().and_then(Result::ok);
+        let answer = answer.map(|swap| (revision_of(swap.header()), swap.succeeded()));
+        let unchanged_since = u64::try_from(seen).unwrap();
+        let request = Request::PutIf { guard: key, unchanged_since, puts: puts.clone() };
+        self.record_write(request, answer, &puts, started)
+    }
+
+    /// Reads one key, or all of them at one moment.
+    async fn read(&mut self, key: Option<String>) -> bool {
+        let started = Instant::now();
+        let (from, options) = match &key {
+            Some(key) => (key.as_str(), None),
+            None => (FIRST, Some(all())),
+        };
+        let get = self.connections[0].get(from, options);
         let Ok(Ok(answer)) = tokio::time::timeout(READ_TIMEOUT, get).await else { return false };
-        let ended = Instant::now();
-        let value = answer.kvs().first().map(|pair| pair.value_str().unwrap().to_owned());
-        self.record(key, Action::Read(value), started, Some(ended));
+        let to = key.is_none().then(|| AFTER_LAST.to_owned());
+        let request = Request::Range { from: from.to_owned(), to };
+        let revision = revision_of(answer.header());
+        let answer = Answer { revision, is_changed: false, found: found(&answer) };
+        self.record(request, Some(answer), started, Instant::now());
         true
     }
 
-    fn record(&self, key: String, action: Action<String>, start: Instant, end: Option<Instant>) {
+    /// Whatever an error says, it is not believed: the write may have been done.
+    fn record_write(
+        &self,
+        request: Request,
+        answer: Option<(u64, bool)>,
+        puts: &[(String, String)],
+        started: Instant,
+    ) -> bool {
+        let ended = Instant::now();
+        if let Some((revision, true)) = answer {
+            let revision = i64::try_from(revision).unwrap();
+            let mut history = self.history.borrow_mut();
+            history.acknowledged.extend(puts.iter().map(|(key, value)| {
+                let (key, value) = (key.clone(), value.clone());
+                Acknowledged { key, value, revision, started, ended }
+            }));
+        }
+        let is_done = answer.is_some();
+        let answer = answer.map(|(revision, is_changed)| {
+            let found = Vec::new();
+            Answer { revision, is_changed, found }
+        });
+        self.record(request, answer, started, ended);
+        is_done
+    }
+
+    fn record(&self, request: Request, answer: Option<Answer>, start: Instant, end: Instant) {
         let nanos = |at: Instant| u64::try_from((at - self.origin).as_nanos()).unwrap();
-        let (start, end) = (nanos(start), end.map(nanos));
-        self.history.borrow_mut().operations.push(Operation { key, action, start, end });
+        let end = answer.is_some().then(|| nanos(end));
+        let action = Exchange { request, answer };
+        self.history.borrow_mut().calls.push(Call { action, start: nanos(start), end });
     }
 }
 
-/// Revisions are unique and keep to real time.
-fn check_revisions(acknowledged: &[Acknowledged]) {
-    let mut by_revision: Vec<&Acknowledged> = acknowledged.iter().collect();
-    by_revision.sort_by_key(|write| write.revision);
-    let mut latest_start: Option<&Acknowledged> = None;
-    for pair in by_revision.windows(2) {
-        assert!(pair[0].revision < pair[1].revision, "revision {} twice", pair[0].revision);
-    }
-    for write in by_revision {
-        if let Some(before) = latest_start {
-            assert!(
-                before.started <= write.ended,
-                "revision {} was done before revision {} was begun",
-                write.revision,
-                before.revision
-            );
-        }
-        if latest_start.is_none_or(|before| before.started < write.started) {
-            latest_start = Some(write);
-        }
-    }
+const FIRST: &str = "register/";
+const AFTER_LAST: &str = "register0";
+
+fn all() -> GetOptions {
+    GetOptions::new().with_range(AFTER_LAST)
+}
+
+fn revision_of(header: Option<&ResponseHeader>) -> u64 {
+    u64::try_from(header.unwrap().revision()).unwrap()
+}
+
+fn found(answer: &GetResponse) -> Vec<Found> {
+    let found = answer.kvs().iter().map(|pair| Found {
+        key: pair.key_str().unwrap().to_owned(),
+        value: pair.value_str().unwrap().to_owned(),
+        mod_revision: u64::try_from(pair.mod_revision()).unwrap(),
+    });
+    found.collect()
 }
 
 /// Every acknowledged write is there, at its revision, on every server.

@@ -117,6 +117,12 @@ impl Store {
         Self { revision: 1, keys: BTreeMap::new() }
     }
 
+    /// A store that has seen changes, none of them to keys of the history.
+    #[must_use]
+    pub const fn at(revision: u64) -> Self {
+        Self { revision, keys: BTreeMap::new() }
+    }
+
     /// Does what is asked, and returns what has to be answered.
     pub fn apply(&mut self, request: &Request) -> Answer {
         let next = self.revision + 1;
