@@ -38,13 +38,13 @@ impl LogStore for VecLog {
 }
 
 impl LogWriter for VecLog {
-    fn write(&mut self, batches: Vec<WriteBatch>) -> Result<(), LogFailure> {
+    fn write(&mut self, batches: &[WriteBatch]) -> Result<(), LogFailure> {
         let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for batch in batches {
             // The hard state in the batch belongs on a disk; there is none here.
-            for entry in batch.entries {
+            for entry in &batch.entries {
                 log.truncate(usize::try_from(entry.id.index.prev().get())?);
-                log.push(entry);
+                log.push(entry.clone());
             }
         }
         Ok(())

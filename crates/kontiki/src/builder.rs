@@ -19,7 +19,7 @@ use crate::{
     Raft, Replica, StartError, StateMachine, TcpTransport, Transport,
     apply_thread::Applier,
     handle::{HandleParts, Phase, Room},
-    log_thread::{run_log, run_stored_reads, run_upkeep},
+    log_thread::{LogLoop, Space, run_stored_reads, run_upkeep},
     node::{Internal, Node, NodeParts, Sources, Threads, Times},
 };
 
@@ -315,18 +315,19 @@ fn start_threads<S: StateMachine>(
     let (stored, stored_jobs) = std_mpsc::sync_channel(STORED_READS_MAX);
     let mut joins = Vec::new();
 
+    let space = Arc::new(Space::new(events.clone()));
     let wake_upkeep = match upkeep {
         None => None,
         Some(upkeep) => {
             let (wake, wakes) = std_mpsc::sync_channel(1);
-            joins.push(spawn(id, "upkeep", events, move || run_upkeep(upkeep, &wakes))?);
+            let space = Arc::clone(&space);
+            joins.push(spawn(id, "upkeep", events, move || run_upkeep(upkeep, &wakes, &space))?);
             Some(wake)
         }
     };
-    let tell = events.clone();
-    joins.push(spawn(id, "log", events, move || {
-        run_log(writer, &log_jobs, &tell, wake_upkeep.as_ref());
-    })?);
+    let (tell, upkeep) = (events.clone(), wake_upkeep);
+    let log_loop = LogLoop { log: writer, jobs: log_jobs, events: tell, space, upkeep };
+    joins.push(spawn(id, "log", events, move || log_loop.run())?);
     let (tell, log_reader) = (events.clone(), Arc::clone(&reader));
     joins.push(spawn(id, "reads", events, move || {
         run_stored_reads(&log_reader, &stored_jobs, &tell);

@@ -48,8 +48,10 @@ pub trait LogWriter: fmt::Debug + Send + 'static {
     ///
     /// # Errors
     ///
-    /// Any error is final: the node stops.
-    fn write(&mut self, batches: Vec<WriteBatch>) -> Result<(), LogFailure>;
+    /// [`LogError::NoSpace`](crate::LogError::NoSpace) says that nothing was written for want of
+    /// space: the same batches are tried again, and more with them, until there is some. Any
+    /// other error is final: the node stops.
+    fn write(&mut self, batches: &[WriteBatch]) -> Result<(), LogFailure>;
 
     /// Makes durable what was written.
     ///
@@ -62,7 +64,8 @@ pub trait LogWriter: fmt::Debug + Send + 'static {
     ///
     /// # Errors
     ///
-    /// Any error is final: the node stops.
+    /// After [`LogError::NoSpace`](crate::LogError::NoSpace) it is asked again some time. Any
+    /// other error is final: the node stops.
     fn purge(&mut self, upto: EntryId) -> Result<EntryId, LogFailure>;
 }
 
@@ -73,7 +76,9 @@ pub trait LogReader: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// When they are not there any more, or cannot be read intact.
+    /// When they are not there any more, or cannot be read intact. A leader that meets
+    /// [`LogError::Damaged`](crate::LogError::Damaged) or [`LogError::Io`](crate::LogError::Io)
+    /// hands over to another, whose disk may do better.
     fn read(
         &self,
         range: RangeInclusive<Index>,
@@ -87,7 +92,8 @@ pub trait Upkeep: fmt::Debug + Send + 'static {
     ///
     /// # Errors
     ///
-    /// The log works without; the node goes on and tries again later.
+    /// The log works without; the node goes on and tries again later. After
+    /// [`LogError::NoSpace`](crate::LogError::NoSpace) it counts as full until it succeeds.
     fn run(&mut self) -> Result<bool, LogFailure>;
 }
 
@@ -123,7 +129,7 @@ impl LogStore for FileLog {
 }
 
 impl LogWriter for Log {
-    fn write(&mut self, batches: Vec<WriteBatch>) -> Result<(), LogFailure> {
+    fn write(&mut self, batches: &[WriteBatch]) -> Result<(), LogFailure> {
         Ok(Self::write(self, batches)?)
     }
 

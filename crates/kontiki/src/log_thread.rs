@@ -6,15 +6,19 @@
 //! acknowledgements and nothing else.
 
 use std::{
+    error::Error,
     ops::RangeInclusive,
     sync::{
-        Arc,
-        mpsc::{Receiver, SyncSender, TryRecvError, TrySendError},
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError},
     },
+    time::Duration,
 };
 
+use kontiki_log::LogError;
 use kontiki_raft::{
-    Body, Entry, EntryId, Envelope, Index, LogWrite, Session, WriteBatch, WriteTicket,
+    Body, Entry, EntryId, Envelope, Index, LogWrite, NodeId, Session, Unavailable, WriteBatch,
+    WriteTicket,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -40,6 +44,10 @@ pub(crate) enum LogEvent {
     Purged {
         upto: EntryId,
     },
+    /// The disk has become full, or has space again.
+    Space {
+        is_full: bool,
+    },
 }
 
 /// Entries that are written at once, in bytes: more waits for the next write, so that no sync
@@ -49,60 +57,157 @@ const WRITE_BYTES_MAX: usize = 8 << 20;
 /// Upkeep is asked for after this much was written. A fraction of a segment.
 const UPKEEP_BYTES: usize = 4 << 20;
 
-/// Runs until there is nobody left to ask, or the log has failed.
-pub(crate) fn run_log<E>(
-    mut log: Box<dyn LogWriter>,
-    jobs: &Receiver<LogJob>,
-    events: &UnboundedSender<E>,
-    upkeep: Option<&SyncSender<()>>,
-) where
-    E: From<LogEvent>,
-{
-    let mut unkept_bytes = 0;
-    while let Ok(job) = jobs.recv() {
-        let mut work = Work::default();
-        work.add(job);
-        while work.bytes < WRITE_BYTES_MAX
-            && let Ok(job) = jobs.try_recv()
-        {
+/// A full disk is tried again after this time. Somebody has to free space, which takes longer.
+const FULL_RETRY: Duration = Duration::from_millis(200);
+
+/// Whether the disk is full, as the log thread and upkeep see it: it is when either says so.
+#[derive(Debug)]
+pub(crate) struct Space<E> {
+    events: UnboundedSender<E>,
+    is_full: Mutex<[bool; 2]>,
+}
+
+/// Who says that the disk is full.
+#[derive(Clone, Copy, Debug)]
+enum Witness {
+    /// Nothing can be written.
+    Log,
+    /// No segment can be made ahead of its use: soon nothing can be written.
+    Upkeep,
+}
+
+impl<E: From<LogEvent>> Space<E> {
+    pub(crate) fn new(events: UnboundedSender<E>) -> Self {
+        Self { events, is_full: Mutex::default() }
+    }
+
+    /// Tells the node, if it makes a difference.
+    fn set(&self, witness: Witness, is_full: bool) {
+        // Nobody panics while holding it.
+        let mut said = self.is_full.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = said.contains(&true);
+        match witness {
+            Witness::Log => said[0] = is_full,
+            Witness::Upkeep => said[1] = is_full,
+        }
+        let is_full = said.contains(&true);
+        if is_full != before {
+            // A node that has stopped does not mind.
+            drop(self.events.send(E::from(LogEvent::Space { is_full })));
+        }
+    }
+}
+
+/// The log thread.
+#[derive(Debug)]
+pub(crate) struct LogLoop<E> {
+    pub(crate) log: Box<dyn LogWriter>,
+    pub(crate) jobs: Receiver<LogJob>,
+    pub(crate) events: UnboundedSender<E>,
+    pub(crate) space: Arc<Space<E>>,
+    pub(crate) upkeep: Option<SyncSender<()>>,
+}
+
+/// Not one write more: the log has failed, or nobody is left to ask for any.
+struct Stop;
+
+impl<E: From<LogEvent>> LogLoop<E> {
+    /// Runs until there is nobody left to ask, or the log has failed.
+    pub(crate) fn run(mut self) {
+        let mut unkept_bytes = 0;
+        while let Ok(job) = self.jobs.recv() {
+            let mut work = Work::default();
             work.add(job);
-        }
-        let Work { batches, bytes, ticket, purge } = work;
-        if let Some(ticket) = ticket {
-            let event = match log.write(batches).and_then(|()| log.sync()) {
-                Ok(()) => LogEvent::Persisted(ticket),
-                Err(error) => LogEvent::Failed { ticket: Some(ticket), error },
-            };
-            let has_failed = matches!(event, LogEvent::Failed { .. });
-            // Nobody to tell: the node has stopped, and all that waits is still written.
-            let is_told = events.send(E::from(event)).is_ok();
-            if has_failed {
-                return; // not one write more
-            }
-            if !is_told {
-                continue;
-            }
-        }
-        if let Some(upto) = purge {
-            let event = match log.purge(upto) {
-                Ok(upto) => LogEvent::Purged { upto },
-                Err(error) => LogEvent::Failed { ticket: None, error },
-            };
-            let has_failed = matches!(event, LogEvent::Failed { .. });
-            drop(events.send(E::from(event)));
-            if has_failed {
-                return;
-            }
-        }
-        unkept_bytes += bytes;
-        if UPKEEP_BYTES <= unkept_bytes {
-            unkept_bytes = 0;
-            if let Some(Err(TrySendError::Disconnected(()))) = upkeep.map(|wake| wake.try_send(()))
+            while work.bytes < WRITE_BYTES_MAX
+                && let Ok(job) = self.jobs.try_recv()
             {
-                tracing::debug!("upkeep has ended before the log");
+                work.add(job);
+            }
+            let Ok(bytes) = self.carry_out(work) else { return };
+            unkept_bytes += bytes;
+            if UPKEEP_BYTES <= unkept_bytes {
+                unkept_bytes = 0;
+                self.wake_upkeep();
             }
         }
     }
+
+    /// Returns how many bytes were written.
+    fn carry_out(&mut self, mut work: Work) -> Result<usize, Stop> {
+        if work.ticket.is_some() {
+            let written = self.write(&mut work).and_then(|()| self.log.sync());
+            let Some(ticket) = work.ticket else { return Err(Stop) };
+            if let Err(error) = written {
+                self.tell(LogEvent::Failed { ticket: Some(ticket), error });
+                return Err(Stop);
+            }
+            self.tell(LogEvent::Persisted(ticket));
+        }
+        if let Some(upto) = work.purge {
+            self.purge(upto)?;
+        }
+        Ok(work.bytes)
+    }
+
+    /// Writes all of `work`. While the disk is full it waits, takes in more, and tries again.
+    fn write(&mut self, work: &mut Work) -> Result<(), LogFailure> {
+        loop {
+            match self.log.write(&work.batches) {
+                Err(error) if is_full(&*error) => {
+                    self.space.set(Witness::Log, true);
+                    match self.jobs.recv_timeout(FULL_RETRY) {
+                        Ok(job) => work.add(job),
+                        Err(RecvTimeoutError::Timeout) => {}
+                        // The node stops, and these writes were never acknowledged.
+                        Err(RecvTimeoutError::Disconnected) => return Err(error),
+                    }
+                    // A purge makes space.
+                    if let Some(upto) = work.purge.take()
+                        && self.purge(upto).is_err()
+                    {
+                        return Err("the log cannot be purged".into());
+                    }
+                }
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    self.space.set(Witness::Log, false);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn purge(&mut self, upto: EntryId) -> Result<(), Stop> {
+        match self.log.purge(upto) {
+            Ok(upto) => self.tell(LogEvent::Purged { upto }),
+            // There will be another purge, further on.
+            Err(error) if is_full(&*error) => {
+                tracing::warn!(error = chain(&*error), "the log cannot be purged now");
+            }
+            Err(error) => {
+                self.tell(LogEvent::Failed { ticket: None, error });
+                return Err(Stop);
+            }
+        }
+        Ok(())
+    }
+
+    fn wake_upkeep(&self) {
+        let wake = self.upkeep.as_ref().map(|upkeep| upkeep.try_send(()));
+        if let Some(Err(TrySendError::Disconnected(()))) = wake {
+            tracing::debug!("upkeep has ended before the log");
+        }
+    }
+
+    fn tell(&self, event: LogEvent) {
+        // Nobody to tell: the node has stopped, and all that waits is still written.
+        drop(self.events.send(E::from(event)));
+    }
+}
+
+/// Whether there was no space, so that it may go well another time.
+fn is_full(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(LogError::NoSpace { .. }))
 }
 
 /// What one round of the log thread does.
@@ -144,7 +249,7 @@ pub(crate) struct StoredRead {
 #[derive(Debug)]
 pub(crate) enum StoredEvent {
     Send(Envelope),
-    Unavailable(StoredRead),
+    Unavailable { to: NodeId, session: Session, why: Unavailable },
 }
 
 /// Reads old entries until there is nobody left to ask.
@@ -159,14 +264,24 @@ pub(crate) fn run_stored_reads<E>(
         let event = match load(&**log, &mut job) {
             Ok(()) => StoredEvent::Send(job.envelope),
             Err(error) => {
-                let (to, range) = (job.envelope.to, &job.range);
-                tracing::warn!(%to, ?range, %error, "entries for a follower cannot be read");
-                StoredEvent::Unavailable(job)
+                let StoredRead { envelope, range, session, .. } = job;
+                let (to, why) = (envelope.to, unavailable(&*error));
+                let error = chain(&*error);
+                tracing::warn!(%to, ?range, ?why, error, "entries for a follower cannot be read");
+                StoredEvent::Unavailable { to, session, why }
             }
         };
         if events.send(E::from(event)).is_err() {
             return;
         }
+    }
+}
+
+/// Whether to ask again may help.
+fn unavailable(error: &(dyn Error + Send + Sync + 'static)) -> Unavailable {
+    match error.downcast_ref() {
+        Some(LogError::Damaged { .. } | LogError::Io { .. }) => Unavailable::Damaged,
+        _ => Unavailable::Retry,
     }
 }
 
@@ -185,14 +300,21 @@ fn load(log: &dyn LogReader, job: &mut StoredRead) -> Result<(), LogFailure> {
     Ok(())
 }
 
-/// Runs upkeep at the start and whenever it is asked for.
-pub(crate) fn run_upkeep(mut upkeep: Box<dyn Upkeep>, wakes: &Receiver<()>) {
+/// Runs upkeep at the start and whenever it is asked for. While the disk is full it tries again
+/// by itself.
+pub(crate) fn run_upkeep<E: From<LogEvent>>(
+    mut upkeep: Box<dyn Upkeep>,
+    wakes: &Receiver<()>,
+    space: &Space<E>,
+) {
     loop {
+        let mut is_space_short = false;
         loop {
             match upkeep.run() {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
+                    is_space_short = is_full(&*error);
                     let error = chain(&*error);
                     tracing::warn!(error, "no segment could be made ahead of its use");
                     break;
@@ -203,15 +325,25 @@ pub(crate) fn run_upkeep(mut upkeep: Box<dyn Upkeep>, wakes: &Receiver<()>) {
                 return;
             }
         }
-        if wakes.recv().is_err() {
+        space.set(Witness::Upkeep, is_space_short);
+        let woken = if is_space_short {
+            wakes.recv_timeout(UPKEEP_RETRY)
+        } else {
+            wakes.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        };
+        if woken == Err(RecvTimeoutError::Disconnected) {
             return;
         }
     }
 }
 
+/// Upkeep of a full disk is tried again after this time. To make a segment takes longer than to
+/// find out that there is no room for it.
+const UPKEEP_RETRY: Duration = Duration::from_secs(1);
+
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, mpsc};
+    use std::sync::mpsc;
 
     use kontiki_raft::{
         AppendEntries, Bytes, Config, Membership, Message, NodeId, Payload, Recovered, Round, Term,
@@ -222,29 +354,39 @@ mod tests {
     use super::*;
     use crate::{Action, Event, Replica, RequestId};
 
-    /// A log that only counts, and fails at the sync of this number.
+    /// A log that only counts, and fails at the sync of this number. It has room for a write
+    /// after as many purges.
     #[derive(Clone, Debug, Default)]
-    struct Counts(Arc<Mutex<(usize, usize)>>, Option<usize>);
+    struct Counts {
+        counts: Arc<Mutex<(usize, usize)>>,
+        fails_at: Option<usize>,
+        purges_needed: usize,
+    }
 
     impl Counts {
         fn get(&self) -> (usize, usize) {
-            *self.0.lock().unwrap()
+            *self.counts.lock().unwrap()
         }
     }
 
     impl LogWriter for Counts {
-        fn write(&mut self, batches: Vec<WriteBatch>) -> Result<(), LogFailure> {
-            self.0.lock().unwrap().0 += batches.len();
+        fn write(&mut self, batches: &[WriteBatch]) -> Result<(), LogFailure> {
+            if 0 < self.purges_needed {
+                let (path, source) = ("wal".into(), std::io::Error::other("no space"));
+                return Err(LogError::NoSpace { path, source }.into());
+            }
+            self.counts.lock().unwrap().0 += batches.len();
             Ok(())
         }
 
         fn sync(&mut self) -> Result<(), LogFailure> {
-            let mut counts = self.0.lock().unwrap();
+            let mut counts = self.counts.lock().unwrap();
             counts.1 += 1;
-            if Some(counts.1) == self.1 { Err("input/output error".into()) } else { Ok(()) }
+            if Some(counts.1) == self.fails_at { Err("input/output error".into()) } else { Ok(()) }
         }
 
         fn purge(&mut self, upto: EntryId) -> Result<EntryId, LogFailure> {
+            self.purges_needed = self.purges_needed.saturating_sub(1);
             Ok(upto)
         }
     }
@@ -293,14 +435,22 @@ mod tests {
         (replica, writes)
     }
 
+    fn log_loop(
+        log: &Counts,
+        jobs: Receiver<LogJob>,
+        events: UnboundedSender<LogEvent>,
+    ) -> LogLoop<LogEvent> {
+        let space = Arc::new(Space::new(events.clone()));
+        LogLoop { log: Box::new(log.clone()), jobs, events, space, upkeep: None }
+    }
+
     /// Runs the log thread over `jobs` and returns what it said.
     fn run(log: &Counts, jobs: impl IntoIterator<Item = LogJob>) -> Vec<LogEvent> {
-        let (sender, receiver) = mpsc::channel();
+        let (sender, jobs_of_log) = mpsc::channel();
         jobs.into_iter().for_each(|job| sender.send(job).unwrap());
         drop(sender);
         let (events, mut said) = unbounded_channel();
-        run_log::<LogEvent>(Box::new(log.clone()), &receiver, &events, None);
-        drop(events);
+        log_loop(log, jobs_of_log, events).run();
         std::iter::from_fn(|| said.try_recv().ok()).collect()
     }
 
@@ -320,16 +470,49 @@ mod tests {
     #[test]
     fn after_a_failed_sync_nothing_is_written_any_more() {
         let (_, mut writes) = writes(3);
-        let log = Counts(Arc::default(), Some(1));
+        let log = Counts { fails_at: Some(1), ..Counts::default() };
         let (sender, receiver) = mpsc::channel();
         let (events, mut said) = unbounded_channel();
         sender.send(LogJob::Write(writes.remove(0))).unwrap();
-        run_log::<LogEvent>(Box::new(log.clone()), &receiver, &events, None);
+        log_loop(&log, receiver, events).run();
         // It has ended by itself, and nobody can ask it for more.
         assert!(matches!(said.try_recv(), Ok(LogEvent::Failed { ticket: Some(_), .. })));
-        drop(receiver);
         assert!(sender.send(LogJob::Write(writes.remove(0))).is_err());
         assert_eq!(log.get(), (1, 1));
+    }
+
+    /// Pitfall D14: a full disk is told of, and nothing of what waits for it is lost.
+    #[test]
+    fn a_write_that_finds_no_space_is_tried_again_until_there_is_some() {
+        let (_, mut writes) = writes(3);
+        let log = Counts { purges_needed: 1, ..Counts::default() };
+        let upto = EntryId::new(1, 1);
+        let (first, rest) = (writes.remove(0), writes);
+        let (sender, jobs) = mpsc::channel();
+        let (events, mut said) = unbounded_channel();
+        sender.send(LogJob::Write(first)).unwrap();
+        let log_loop = log_loop(&log, jobs, events);
+        let thread = std::thread::spawn(move || log_loop.run());
+        let full = said.blocking_recv().unwrap();
+        assert!(matches!(full, LogEvent::Space { is_full: true }), "{full:?}");
+        assert_eq!(log.get(), (0, 0), "nothing was written or synced");
+        rest.into_iter().for_each(|write| sender.send(LogJob::Write(write)).unwrap());
+        sender.send(LogJob::Purge(upto)).unwrap();
+        drop(sender);
+        thread.join().unwrap();
+        let events: Vec<_> = std::iter::from_fn(|| said.try_recv().ok()).collect();
+        assert!(
+            matches!(
+                events[..],
+                [
+                    LogEvent::Purged { .. },
+                    LogEvent::Space { is_full: false },
+                    LogEvent::Persisted(_)
+                ]
+            ),
+            "{events:?}"
+        );
+        assert_eq!(log.get(), (3, 1), "one sync pays for all");
     }
 
     #[test]
@@ -357,6 +540,10 @@ mod tests {
     }
 
     fn read_stored(answers: Option<Vec<u64>>) -> StoredEvent {
+        read_stored_of(Answers(answers))
+    }
+
+    fn read_stored_of(log: impl LogReader) -> StoredEvent {
         let append = AppendEntries {
             session: Session(1),
             round: Round(1),
@@ -373,7 +560,7 @@ mod tests {
         sender.send(StoredRead { envelope, range, bytes_max: 99, session: Session(1) }).unwrap();
         drop(sender);
         let (events, mut said) = unbounded_channel();
-        let log: Arc<dyn LogReader> = Arc::new(Answers(answers));
+        let log: Arc<dyn LogReader> = Arc::new(log);
         run_stored_reads::<StoredEvent>(&log, &receiver, &events);
         said.try_recv().unwrap()
     }
@@ -393,7 +580,28 @@ mod tests {
     fn what_cannot_be_read_is_not_sent() {
         for answers in [None, Some(vec![]), Some(vec![6]), Some(vec![5, 7])] {
             let event = read_stored(answers.clone());
-            assert!(matches!(event, StoredEvent::Unavailable(_)), "{answers:?}: {event:?}");
+            let is_retry =
+                matches!(event, StoredEvent::Unavailable { why: Unavailable::Retry, .. });
+            assert!(is_retry, "{answers:?}: {event:?}");
         }
+    }
+
+    /// A log with a damaged entry.
+    #[derive(Debug)]
+    struct Damaged;
+
+    impl LogReader for Damaged {
+        fn read(&self, _: RangeInclusive<Index>, _: usize) -> Result<Vec<Entry>, LogFailure> {
+            let (path, what) = ("wal".into(), "a flipped bit".into());
+            Err(LogError::Damaged { path, offset: 7, index: None, what }.into())
+        }
+    }
+
+    #[test]
+    fn what_the_disk_does_not_give_back_is_not_asked_for_again() {
+        let event = read_stored_of(Damaged);
+        let is_damaged =
+            matches!(event, StoredEvent::Unavailable { why: Unavailable::Damaged, .. });
+        assert!(is_damaged, "{event:?}");
     }
 }

@@ -293,12 +293,17 @@ impl<S: StateMachine> Node<S> {
             Internal::Log(LogEvent::Purged { upto }) => {
                 self.replica.handle(now, Event::Purged { upto });
             }
+            Internal::Log(LogEvent::Space { is_full }) => {
+                let id = self.identity.id;
+                if is_full {
+                    tracing::error!(%id, "no space for the log: no writes until there is some");
+                } else {
+                    tracing::info!(%id, "there is space for the log again");
+                }
+                self.replica.handle(now, Event::StorageSpace { is_full });
+            }
             Internal::Stored(StoredEvent::Send(envelope)) => self.links.send(envelope),
-            Internal::Stored(StoredEvent::Unavailable(StoredRead {
-                envelope, session, ..
-            })) => {
-                let to = envelope.to;
-                let why = Unavailable::Retry;
+            Internal::Stored(StoredEvent::Unavailable { to, session, why }) => {
                 self.replica.handle(now, Event::EntriesUnavailable { to, session, why });
             }
             Internal::Apply(ApplyEvent::Applied { upto, durable, responses }) => {

@@ -176,10 +176,9 @@ impl Log {
     /// # Panics
     ///
     /// If the entries do not follow what is in the log, or reach below its start.
-    #[expect(clippy::needless_pass_by_value, reason = "the batches are done with")]
-    pub fn write(&mut self, batches: Vec<WriteBatch>) -> Result<(), LogError> {
+    pub fn write(&mut self, batches: impl AsRef<[WriteBatch]>) -> Result<(), LogError> {
         self.sync()?;
-        let merged = Merged::new(&batches);
+        let merged = Merged::new(batches.as_ref());
         if !merged.has_record() {
             return Ok(());
         }
