@@ -108,6 +108,27 @@ pub enum LogError {
         last: EntryId,
     },
 
+    /// A chunk of a snapshot is not the next one, or not what its sender wrote. Nothing was
+    /// written: it can be asked for again.
+    #[error("chunk {number} of the snapshot is refused: {what}")]
+    BadChunk {
+        /// Its number, as the sender says.
+        number: u64,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+
+    /// There is no such snapshot, or not any more.
+    #[error("there is no snapshot that ends at {last}")]
+    NoSnapshot {
+        /// What was asked for.
+        last: EntryId,
+    },
+
+    /// Another snapshot is being received in the place of this one.
+    #[error("another snapshot is being received")]
+    Replaced,
+
     /// What was to be written at once is larger than a record can be. Nothing was written.
     #[error("a record of {bytes} bytes is larger than {bytes_max}")]
     TooLarge {
@@ -127,6 +148,13 @@ impl LogError {
     /// Says what is damaged, and where.
     pub(crate) fn damaged(path: &Path, offset: u64, what: impl Into<String>) -> Self {
         Self::Damaged { path: path.to_owned(), offset, index: None, what: what.into() }
+    }
+
+    /// Whether bytes that were written cannot be had back: they have changed, or the disk does
+    /// not give them out. Trying again does not help; others may have them still.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Io { op: "read", .. })
     }
 
     /// Adds the first entry that is affected.

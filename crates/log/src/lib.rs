@@ -51,6 +51,7 @@ mod reader;
 mod record;
 mod recover;
 mod segment;
+mod snapshot;
 
 pub use codec::{decode_membership, encode_membership};
 pub use error::LogError;
@@ -59,3 +60,7 @@ pub use log::{Log, LogOptions, Opened, SpareMaker};
 pub use peers::{KnownPeers, PeerError, StoreChanged};
 pub use reader::LogReader;
 pub use recover::{RecoveryReport, TornTail};
+pub use snapshot::{
+    DamagedSnapshot, Receiving, SnapshotFileWriter, SnapshotInfo, SnapshotReader, SnapshotReceiver,
+    SnapshotSource, Snapshots,
+};

@@ -7,13 +7,14 @@ use std::{
     env,
     fmt::Write as _,
     fs,
+    io::Write as _,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use kontiki_disk::RealDisk;
-use kontiki_log::{IdentityRequest, KnownPeers, Log, LogOptions};
+use kontiki_log::{IdentityRequest, KnownPeers, Log, LogOptions, Snapshots};
 use kontiki_raft::{
     Bytes, Entry, EntryId, HardState, Index, Membership, NodeId, Payload, SnapshotMeta, StoreId,
     Term, WriteBatch,
@@ -100,6 +101,26 @@ const NO_OUTGOING: Field = ("membership: count of outgoing voters", 4, Number);
 
 const SMALL_FILE: [Field; 3] =
     [("magic", 8, Text), ("version", 4, Number), ("len of the content", 4, Number)];
+
+const SNAPSHOT: [Field; 6] = [
+    ("magic", 8, Text),
+    ("version", 4, Number),
+    ("len of the data of a chunk", 4, Number),
+    ("the snapshot stands for the log up to: index", 8, Number),
+    ("the snapshot stands for the log up to: term", 8, Number),
+    ("len of the membership", 4, Number),
+];
+
+const CHUNK: [Field; 2] =
+    [("chunk: len of the data", 4, Number), ("chunk: crc of place, len and data", 4, Hex)];
+
+const SNAPSHOT_END: [Field; 5] = [
+    ("magic of the end", 8, Text),
+    ("count of chunks", 8, Number),
+    ("len of all chunks, heads and data", 8, Number),
+    ("crc of the crcs of all chunks", 4, Hex),
+    ("crc of the end, after that of the header", 4, Hex),
+];
 
 const CRC: Field = ("crc of all above", 4, Hex);
 
@@ -209,75 +230,69 @@ fn examples() -> Vec<(&'static str, String)> {
     let [first, second] = write(dir.path());
     let read = |name: &str| fs::read(dir.path().join(name)).expect("it was written");
     let third = read("wal/0000000000000003.wal");
-    let second_records = records(&second);
-    let [vote, entries, membership, masked, seal] = records(&first)[..] else {
+    let mut examples = first_segment(&first);
+    examples.extend(later_segments(&second, &third));
+    let membership = [&MEMBERSHIP[..], &[NO_OUTGOING]].concat();
+    let identity = [("cluster", 8, Hex), ("node", 8, Number), ("store", 8, Hex)];
+    examples.push((
+        "identity",
+        render(&read("identity"), &[&SMALL_FILE[..], &identity, &membership, &[CRC]].concat()),
+    ));
+    let peer = [("node", 8, Number), ("store", 8, Hex)];
+    examples.push(("peers", render(&read("peers"), &[&SMALL_FILE[..], &peer, &[CRC]].concat())));
+    let chunk = |len| [CHUNK[0], CHUNK[1], ("chunk: data", len, Text)];
+    let chunks = [chunk(8), chunk(3)].concat();
+    examples.push((
+        "snapshot",
+        render(
+            &snapshot(dir.path()),
+            &[&SNAPSHOT[..], &membership, &[CRC], &chunks, &SNAPSHOT_END].concat(),
+        ),
+    ));
+    examples
+}
+
+const fn padding(len: usize) -> Field {
+    ("padding", len, Nothing)
+}
+
+fn first_segment(first: &[u8]) -> Vec<(&'static str, String)> {
+    let [vote, entries, membership, masked, seal] = records(first)[..] else {
         panic!("five records in the first segment")
     };
-    let membership_fields = [&ENTRY[..], &MEMBERSHIP, &[NO_OUTGOING]].concat();
-    let padding = |len| ("padding", len, Nothing);
+    let data = [("entry: data", 15, Text), ("zero", 1, Nothing)];
+    let membership_fields = [&ENTRY[..], &MEMBERSHIP, &[NO_OUTGOING, padding(57)]].concat();
+    let masked_fields = [("masked entry, of 40 zeros", 64, Nothing)];
     vec![
         ("segment header", render(&first[..100], &SEGMENT)),
         ("hard state", render(vote, &RECORD)),
-        (
-            "entries",
-            render(
-                entries,
-                &[&RECORD[..], &ENTRY, &ENTRY, &[("entry: data", 15, Text), ("zero", 1, Nothing)]]
-                    .concat(),
-            ),
-        ),
-        (
-            "membership entry",
-            render(membership, &[&RECORD[..], &membership_fields, &[padding(57)]].concat()),
-        ),
-        (
-            "masked entries",
-            render(masked, &[&RECORD[..], &[("masked entry, of 40 zeros", 64, Nothing)]].concat()),
-        ),
+        ("entries", render(entries, &[&RECORD[..], &ENTRY, &ENTRY, &data].concat())),
+        ("membership entry", render(membership, &[&RECORD[..], &membership_fields].concat())),
+        ("masked entries", render(masked, &[&RECORD[..], &masked_fields].concat())),
         ("seal", render(seal, &RECORD)),
-        (
-            "start",
-            render(
-                second_records[1],
-                &[&RECORD[..], &START, &MEMBERSHIP, &[NO_OUTGOING], &[padding(45)]].concat(),
-            ),
-        ),
-        (
-            "reset",
-            render(
-                records(&third)[0],
-                &[
-                    &RECORD[..],
-                    &START,
-                    &MEMBERSHIP,
-                    &[NO_OUTGOING, ("zero", 5, Nothing)],
-                    &ENTRY,
-                    &[("entry: data", 4, Text), ("zero", 4, Nothing), padding(8)],
-                ]
-                .concat(),
-            ),
-        ),
-        (
-            "identity",
-            render(
-                &read("identity"),
-                &[
-                    &SMALL_FILE[..],
-                    &[("cluster", 8, Hex), ("node", 8, Number), ("store", 8, Hex)],
-                    &MEMBERSHIP,
-                    &[NO_OUTGOING, CRC],
-                ]
-                .concat(),
-            ),
-        ),
-        (
-            "peers",
-            render(
-                &read("peers"),
-                &[&SMALL_FILE[..], &[("node", 8, Number), ("store", 8, Hex), CRC]].concat(),
-            ),
-        ),
     ]
+}
+
+fn later_segments(second: &[u8], third: &[u8]) -> Vec<(&'static str, String)> {
+    let start = [&RECORD[..], &START, &MEMBERSHIP, &[NO_OUTGOING]].concat();
+    let data = [("entry: data", 4, Text), ("zero", 4, Nothing), padding(8)];
+    let reset = [&start[..], &[("zero", 5, Nothing)], &ENTRY, &data].concat();
+    vec![
+        ("start", render(records(second)[1], &[&start[..], &[padding(45)]].concat())),
+        ("reset", render(records(third)[0], &reset)),
+    ]
+}
+
+/// A snapshot with two chunks.
+fn snapshot(dir: &Path) -> Vec<u8> {
+    let snapshots = Snapshots::open_with_chunks(Arc::new(RealDisk), dir, 8).expect("none yet");
+    let membership = Arc::new(Membership::of_voters([(NodeId(1), "n1:1")]));
+    let meta = SnapshotMeta { last: EntryId::new(9, 5), membership };
+    let mut writer = snapshots.begin(&meta).expect("nothing fails");
+    writer.write_all(b"hello world").expect("nothing fails");
+    writer.finish().expect("nothing fails");
+    let name = "snapshot/0000000000000009-0000000000000005.snap";
+    fs::read(dir.join(name)).expect("it was written")
 }
 
 fn doc_path() -> PathBuf {
