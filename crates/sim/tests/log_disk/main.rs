@@ -4,6 +4,7 @@ mod bit_flips;
 mod crash_points;
 mod damage;
 mod model;
+mod snapshots;
 mod torture;
 mod writes;
 
