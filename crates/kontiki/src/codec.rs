@@ -121,21 +121,7 @@ fn put_body(buf: &mut Vec<u8>, body: &Body) -> u8 {
             tag::APPEND_ENTRIES
         }
         Body::AppendEntriesReply(reply) => {
-            put(buf, reply.session.get());
-            put(buf, reply.round.get());
-            put(buf, reply.received.get());
-            match reply.result {
-                AppendResult::Match(index) => {
-                    buf.push(0);
-                    put(buf, index.get());
-                }
-                AppendResult::Conflict { prev, hint } => {
-                    buf.push(1);
-                    put_entry_id(buf, prev);
-                    put_entry_id(buf, hint);
-                }
-            }
-            put_report(buf, reply.report);
+            put_append_reply(buf, reply);
             tag::APPEND_ENTRIES_REPLY
         }
         Body::TimeoutNow { last } => {
@@ -174,6 +160,24 @@ fn put_body(buf: &mut Vec<u8>, body: &Body) -> u8 {
             tag::READ_INDEX_REPLY
         }
     }
+}
+
+fn put_append_reply(buf: &mut Vec<u8>, reply: &AppendEntriesReply) {
+    put(buf, reply.session.get());
+    put(buf, reply.round.get());
+    put(buf, reply.received.get());
+    match reply.result {
+        AppendResult::Match(index) => {
+            buf.push(0);
+            put(buf, index.get());
+        }
+        AppendResult::Conflict { prev, hint } => {
+            buf.push(1);
+            put_entry_id(buf, prev);
+            put_entry_id(buf, hint);
+        }
+    }
+    put_report(buf, reply.report);
 }
 
 fn put_append(buf: &mut Vec<u8>, append: &AppendEntries) {
@@ -290,12 +294,12 @@ fn vote_tag(kind: VoteKind) -> u8 {
     }
 }
 
-fn put_entry_id(buf: &mut Vec<u8>, id: EntryId) {
+pub(crate) fn put_entry_id(buf: &mut Vec<u8>, id: EntryId) {
     put(buf, id.index.get());
     put(buf, id.term.get());
 }
 
-fn put_bytes(buf: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn put_bytes(buf: &mut Vec<u8>, bytes: &[u8]) {
     put_len(buf, bytes.len());
     buf.extend_from_slice(bytes);
 }
@@ -421,7 +425,7 @@ impl Reader {
         Ok(entry)
     }
 
-    fn membership(&mut self) -> Result<Membership, DecodeError> {
+    pub(crate) fn membership(&mut self) -> Result<Membership, DecodeError> {
         decode_membership(&self.bytes()?).ok_or(DecodeError::Membership)
     }
 
@@ -467,7 +471,7 @@ impl Reader {
         }
     }
 
-    fn entry_id(&mut self) -> Result<EntryId, DecodeError> {
+    pub(crate) fn entry_id(&mut self) -> Result<EntryId, DecodeError> {
         Ok(EntryId { index: Index(self.number()?), term: Term(self.number()?) })
     }
 

@@ -105,7 +105,7 @@ pub use sessions::{
     SessionCommand, SessionId, SessionLimits, SessionRefusal, SessionResponse, SessionStep,
     SessionTable,
 };
-pub use tcp::TcpTransport;
+pub use tcp::{DiscoverError, Discovered, TcpTransport, discover};
 pub use transport::{
     CHUNK_BYTES_MAX, Closed, Inbox, KnownStores, Lane, Links, Local, Reception, SnapshotOffer,
     SnapshotSink, SnapshotSource, SnapshotStore, SnapshotTransfer, StoreCheck, Transport,

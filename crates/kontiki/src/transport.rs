@@ -118,6 +118,15 @@ impl KnownStores {
         Self(Mutex::new(Registry::Memory(BTreeMap::new())))
     }
 
+    /// The data directory that `id` was seen with first, if it is remembered.
+    #[must_use]
+    pub fn known(&self, id: NodeId) -> Option<StoreId> {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Registry::File(peers) => peers.store(id),
+            Registry::Memory(stores) => stores.get(&id).copied(),
+        }
+    }
+
     /// Whether `id` may come with the data directory `found`. Remembers a peer that is seen for
     /// the first time, durably before this returns: so it may block.
     #[must_use]
@@ -176,7 +185,7 @@ impl fmt::Display for Lane {
 /// What a message takes of every bound, in bytes. About its encoded size.
 #[must_use]
 pub fn message_bytes(message: &Message) -> usize {
-    const HEAD_BYTES: usize = 64;
+    const HEAD_BYTES: usize = 128;
     let body = match &message.body {
         Body::AppendEntries(append) => append.entries.iter().map(Entry::byte_len).sum(),
         Body::Propose(proposals) => {
@@ -195,7 +204,7 @@ pub fn message_bytes(message: &Message) -> usize {
 }
 
 fn change_bytes(change: &Change) -> usize {
-    const HEAD_BYTES: usize = 16;
+    const HEAD_BYTES: usize = 32;
     let body = match change {
         Change::AddLearner { address, context, .. }
         | Change::Replace { address, context, .. }

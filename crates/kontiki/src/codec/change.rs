@@ -110,7 +110,7 @@ impl Reader {
         Ok(NodeId(self.number()?))
     }
 
-    fn text(&mut self) -> Result<Arc<str>, DecodeError> {
+    pub(crate) fn text(&mut self) -> Result<Arc<str>, DecodeError> {
         Ok(std::str::from_utf8(&self.bytes()?).map_err(|_| DecodeError::Text)?.into())
     }
 }

@@ -25,21 +25,20 @@ use tokio::{
 };
 
 use super::{
-    Shared,
+    Shared, bulk,
     frame::{FrameError, take_frame},
-    handshake::{self, HandshakeError, Hello, Refusal, Reply},
+    handshake::{self, Channel, FirstWord, HandshakeError, Hello, Refusal, Reply},
     lane::tune,
 };
 use crate::{
-    Lane,
     codec::{self, DecodeError},
     error::chain,
 };
 
-/// The connections over which peers send to us, at most one for each of their lanes.
+/// The connections over which peers send to us, at most one for each of their channels.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
-    connections: BTreeMap<(NodeId, Lane), Connection>,
+    connections: BTreeMap<(NodeId, Channel), Connection>,
     next_serial: u64,
 }
 
@@ -62,7 +61,7 @@ struct Registration {
     replaced: oneshot::Receiver<()>,
 }
 
-/// Connections at a time: two for each of a handful of peers, and room for strangers.
+/// Connections at a time: three for each of a handful of peers, and room for strangers.
 const CONNECTIONS_MAX: usize = 256;
 /// A handshake takes at most this long.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -113,57 +112,102 @@ pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
+/// A peer that was let in. Off the table again when this is dropped.
+#[derive(Debug)]
+struct Guest {
+    shared: Arc<Shared>,
+    hello: Hello,
+    serial: u64,
+}
+
+impl Guest {
+    fn enter(
+        shared: &Arc<Shared>,
+        hello: Hello,
+        address: SocketAddr,
+    ) -> Result<(Self, Registration), Refusal> {
+        let registration = shared.table().incoming.register(&hello, shared.uptime_ms())?;
+        let guest = Self { shared: Arc::clone(shared), hello, serial: registration.serial };
+        shared.meet(&guest.hello, address.ip())?;
+        Ok((guest, registration))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.shared.part(&self.hello, self.serial);
+    }
+}
+
 async fn serve(mut stream: TcpStream, address: SocketAddr, shared: &Arc<Shared>) {
     let mut received = BytesMut::new();
-    let welcome = timeout(HANDSHAKE_TIMEOUT, welcome(&mut stream, &mut received, shared)).await;
-    let (hello, registration) = match welcome {
-        Ok(Ok(welcome)) => welcome,
-        Ok(Err(error)) => {
-            shared.report_refused(address.ip(), &chain(&error));
-            return;
-        }
+    let welcome = welcome(&mut stream, address, &mut received, shared);
+    let (guest, registration) = match timeout(HANDSHAKE_TIMEOUT, welcome).await {
+        Ok(Ok(Some(guest))) => guest,
+        Ok(Ok(None)) => return, // it has been told who it is
+        Ok(Err(error)) => return shared.report_refused(address.ip(), &error),
         Err(_) => {
-            shared.report_refused(address.ip(), "no handshake in time");
-            return;
+            let error = std::io::Error::new(std::io::ErrorKind::TimedOut, "no handshake in time");
+            return shared.report_refused(address.ip(), &error.into());
         }
     };
-    let (from, lane) = (hello.from, hello.lane);
-    tracing::debug!(peer = %from, %lane, %address, "accepted");
-    shared.wake_lanes(from);
-    let Registration { serial, heard_ms, replaced } = registration;
+    let (from, channel) = (guest.hello.from, guest.hello.channel);
+    tracing::debug!(peer = %from, %channel, %address, "accepted");
+    shared.table().wake_lanes(from);
+    let Registration { heard_ms, replaced, .. } = registration;
     let end = tokio::select! {
         biased;
         _ = replaced => End::Replaced,
-        end = receive(stream, received, from, &heard_ms, shared) => end,
+        end = async {
+            match channel {
+                Channel::Messages(_) => receive(stream, received, from, &heard_ms, shared).await,
+                Channel::Snapshot => {
+                    bulk::receive(stream, received, from, shared).await;
+                    End::Eof
+                }
+            }
+        } => end,
     };
-    shared.incoming().remove(from, lane, serial);
+    drop(guest);
     match end {
         End::Frame(_) | End::Decode(_) => {
-            tracing::error!(peer = %from, %lane, %address, error = chain(&end), "connection ended");
+            let error = chain(&end);
+            tracing::error!(peer = %from, %channel, %address, error, "connection ended");
         }
         End::Eof | End::Replaced | End::Closed | End::Io(_) => {
-            tracing::debug!(peer = %from, %lane, %address, error = chain(&end), "connection ended");
+            let error = chain(&end);
+            tracing::debug!(peer = %from, %channel, %address, error, "connection ended");
         }
     }
 }
 
-/// Does the handshake. Returns only for a peer that may talk to us.
+/// Does the handshake. Returns a peer that may talk to us, or nothing if all it wanted to know
+/// was who it is.
 async fn welcome(
     stream: &mut TcpStream,
+    address: SocketAddr,
     received: &mut BytesMut,
     shared: &Arc<Shared>,
-) -> Result<(Hello, Registration), HandshakeError> {
+) -> Result<Option<(Guest, Registration)>, HandshakeError> {
     tune(stream)?;
-    let hello = handshake::listen(stream, received).await?;
+    let hello = match handshake::listen(stream, received).await? {
+        FirstWord::Hello(hello) => hello,
+        FirstWord::WhoAmI { address } => {
+            let introduction = shared.table().introduce(shared.local.cluster, &address);
+            tracing::info!(%address, ?introduction, "a node asks who it is");
+            handshake::introduce(stream, &introduction).await?;
+            return Ok(None);
+        }
+    };
     let admitted = match shared.admit(&hello).await {
-        Ok(()) => shared.incoming().register(&hello, shared.uptime_ms()),
+        Ok(()) => Guest::enter(shared, hello, address),
         Err(refusal) => Err(refusal),
     };
     match admitted {
-        Ok(registration) => {
+        Ok(guest) => {
             let reply = Reply::Welcome { store: shared.local.store };
             handshake::answer(stream, &reply).await?;
-            Ok((hello, registration))
+            Ok(Some(guest))
         }
         Err(refusal) => {
             handshake::answer(stream, &Reply::Refused(refusal.clone())).await?;
@@ -209,9 +253,8 @@ async fn receive_all(
 impl Incoming {
     /// Enters a connection, in place of an older one of the same process.
     fn register(&mut self, hello: &Hello, now_ms: u64) -> Result<Registration, Refusal> {
-        for lane in Lane::ALL {
-            if let Some(other) = self.connections.get(&(hello.from, lane))
-                && other.life != hello.life
+        for other in self.of(hello.from) {
+            if other.life != hello.life
                 && now_ms.saturating_sub(other.heard_ms.load(Ordering::Relaxed)) < HEARD_LATELY_MS
             {
                 return Err(Refusal::AlreadyConnected { id: hello.from });
@@ -223,14 +266,24 @@ impl Incoming {
         let (keep, replaced) = oneshot::channel();
         let connection =
             Connection { serial, life: hello.life, heard_ms: Arc::clone(&heard_ms), _keep: keep };
-        self.connections.insert((hello.from, hello.lane), connection);
+        self.connections.insert((hello.from, hello.channel), connection);
         Ok(Registration { serial, heard_ms, replaced })
     }
 
+    /// Whether this node is connected to us.
+    pub(super) fn has(&self, id: NodeId) -> bool {
+        self.of(id).next().is_some()
+    }
+
+    /// The connections of one node.
+    fn of(&self, id: NodeId) -> impl Iterator<Item = &Connection> {
+        self.connections.iter().filter(move |((from, _), _)| *from == id).map(|(_, it)| it)
+    }
+
     /// Forgets a connection that has ended, unless another one has taken its place.
-    fn remove(&mut self, from: NodeId, lane: Lane, serial: u64) {
-        if self.connections.get(&(from, lane)).is_some_and(|other| other.serial == serial) {
-            self.connections.remove(&(from, lane));
+    pub(super) fn remove(&mut self, from: NodeId, channel: Channel, serial: u64) {
+        if self.connections.get(&(from, channel)).is_some_and(|other| other.serial == serial) {
+            self.connections.remove(&(from, channel));
         }
     }
 }
@@ -238,10 +291,19 @@ impl Incoming {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Lane;
     use kontiki_raft::StoreId;
 
     fn hello(life: u64, lane: Lane) -> Hello {
-        Hello { cluster: 1, from: NodeId(2), to: NodeId(1), store: StoreId(3), life, lane }
+        Hello {
+            cluster: 1,
+            from: NodeId(2),
+            to: NodeId(1),
+            store: StoreId(3),
+            life,
+            channel: Channel::Messages(lane),
+            listen: "".into(),
+        }
     }
 
     #[test]
@@ -252,7 +314,7 @@ mod tests {
         assert_eq!(old.replaced.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         assert_eq!(new.replaced.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         // The old one ends late and must not take the new one with it.
-        incoming.remove(NodeId(2), Lane::Control, old.serial);
+        incoming.remove(NodeId(2), Channel::Messages(Lane::Control), old.serial);
         assert_eq!(new.replaced.try_recv(), Err(oneshot::error::TryRecvError::Empty));
     }
 

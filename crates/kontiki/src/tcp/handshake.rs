@@ -1,20 +1,22 @@
 //! The first words on a connection: who are you, and are we to talk?
 //!
 //! The node that connects says [`Hello`]; the other one answers with its own store id, or with
-//! the reason why not, and closes. Both ends then log the same reason. The magic number and the
-//! version come first in every version of the protocol, so that two versions can at least tell
-//! each other so.
+//! the reason why not, and closes. Both ends then log the same reason. A node that does not know
+//! who it is yet asks instead ([`FirstWord::WhoAmI`]), and is told ([`Introduction`]). The magic
+//! number and the version come first in every version of the protocol, so that two versions can
+//! at least tell each other so.
 
-use std::io;
+use std::{fmt, io, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use kontiki_raft::{NodeId, StoreId};
+use kontiki_log::{decode_membership, encode_membership};
+use kontiki_raft::{Membership, NodeId, StoreId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::frame::{FrameError, put_frame, take_frame};
 use crate::{
     Lane,
-    codec::{DecodeError, Reader, put},
+    codec::{DecodeError, Reader, put, put_bytes},
 };
 
 const MAGIC: [u8; 8] = *b"kontiki\0";
@@ -22,11 +24,45 @@ const MAGIC: [u8; 8] = *b"kontiki\0";
 /// The version of the peer protocol: of these words and of all messages after them.
 pub(crate) const VERSION: u8 = 2;
 
-/// No word of the handshake is nearly as large.
-const WORD_BYTES_MAX: usize = 256;
+/// No first word is as large, and no reply to a hello.
+const WORD_BYTES_MAX: usize = 512;
+/// No introduction is larger: it holds a membership, with what the application says of members.
+const INTRODUCTION_BYTES_MAX: usize = 1 << 20;
+/// Longer addresses are not told. A DNS name is shorter.
+const ADDRESS_BYTES_MAX: usize = 300;
+
+/// What is said first on a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FirstWord {
+    /// A node that knows who it is wants to talk.
+    Hello(Hello),
+    /// A node that has just been added wants to know its cluster and its id.
+    WhoAmI {
+        /// Where it listens.
+        address: Arc<str>,
+    },
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Channel {
+    /// Messages, one frame each.
+    Messages(Lane),
+    /// One snapshot.
+    Snapshot,
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Messages(lane) => lane.fmt(f),
+            Self::Snapshot => f.write_str("snapshot"),
+        }
+    }
+}
 
 /// What the node that connects says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hello {
     pub(crate) cluster: u64,
     pub(crate) from: NodeId,
@@ -36,7 +72,9 @@ pub(crate) struct Hello {
     pub(crate) store: StoreId,
     /// Random, made when the process started: tells a reconnect from a second process.
     pub(crate) life: u64,
-    pub(crate) lane: Lane,
+    pub(crate) channel: Channel,
+    /// Where `from` can be reached, for those whose membership does not name it.
+    pub(crate) listen: Arc<str>,
 }
 
 /// What the other one answers.
@@ -46,6 +84,17 @@ pub(crate) enum Reply {
     Welcome { store: StoreId },
     /// No, for this reason.
     Refused(Refusal),
+}
+
+/// What is answered to "who am I?".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Introduction {
+    /// The newest member at that address that has no data directory yet.
+    Member { cluster: u64, id: NodeId, membership: Arc<Membership> },
+    /// No member has that address.
+    Unknown { cluster: u64 },
+    /// The member at that address has a data directory already.
+    Bound { cluster: u64, id: NodeId },
 }
 
 /// Why two nodes do not talk. Said to both, so it speaks of neither as "this node".
@@ -60,8 +109,10 @@ pub(crate) enum Refusal {
     WrongNode { wanted: NodeId, found: NodeId },
     #[error("both were started with the id {id}")]
     SameId { id: NodeId },
-    #[error("{id} is not a member of the cluster")]
+    #[error("{id} is not a member of the cluster, and says no address to answer to")]
     NotAMember { id: NodeId },
+    #[error("{id} is not a member of the cluster, and too many others who are not are connected")]
+    TooManyStrangers { id: NodeId },
     #[error(
         "another process is connected as {id}; are there two with the same id and copies of one \
          data directory?"
@@ -97,34 +148,60 @@ pub(crate) enum HandshakeError {
     Refused(Refusal),
 }
 
-/// Says `hello` and returns the data directory of the other node.
-pub(crate) async fn greet<S>(stream: &mut S, hello: &Hello) -> Result<StoreId, HandshakeError>
+impl HandshakeError {
+    /// Whether it is to be expected while a member is replaced by a new one at its address.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Refused(Refusal::WrongNode { .. }))
+    }
+}
+
+/// Says `hello` and returns the data directory of the other node. What that one says after its
+/// welcome stays in `received`.
+pub(crate) async fn greet<S>(
+    stream: &mut S,
+    hello: &Hello,
+    received: &mut BytesMut,
+) -> Result<StoreId, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     write_word(stream, |buf| hello.encode(buf)).await?;
-    let mut received = BytesMut::new();
-    match Reply::decode(read_word(stream, &mut received).await?)? {
+    match Reply::decode(read_word(stream, received, WORD_BYTES_MAX).await?)? {
         Reply::Welcome { store } => Ok(store),
         Reply::Refused(refusal) => Err(HandshakeError::Refused(refusal)),
     }
 }
 
-/// Waits for the other node's hello. What it sends after stays in `received`.
-///
-/// A hello of another version is answered here: the reply needs nothing but our version.
-pub(crate) async fn listen<S>(
-    stream: &mut S,
-    received: &mut BytesMut,
-) -> Result<Hello, HandshakeError>
+/// Asks who is at `address`.
+pub(crate) async fn ask<S>(stream: &mut S, address: &str) -> Result<Introduction, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let word = read_word(stream, received).await;
+    write_word(stream, |buf| {
+        put_version(buf);
+        buf.push(WHO_AM_I);
+        put_address(buf, address);
+    })
+    .await?;
+    let word = read_word(stream, &mut BytesMut::new(), INTRODUCTION_BYTES_MAX).await?;
+    Ok(Introduction::decode(word)?)
+}
+
+/// Waits for the other node's first word. What it sends after stays in `received`.
+///
+/// A word of another version is answered here: the reply needs nothing but our version.
+pub(crate) async fn listen<S>(
+    stream: &mut S,
+    received: &mut BytesMut,
+) -> Result<FirstWord, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let word = read_word(stream, received, WORD_BYTES_MAX).await;
     if let Err(HandshakeError::Version { .. }) = &word {
         write_word(stream, put_version).await?;
     }
-    Ok(Hello::decode(word?)?)
+    Ok(FirstWord::decode(word?)?)
 }
 
 /// Answers a hello.
@@ -133,6 +210,14 @@ where
     S: AsyncWrite + Unpin,
 {
     write_word(stream, |buf| reply.encode(buf)).await
+}
+
+/// Answers "who am I?".
+pub(crate) async fn introduce<S>(stream: &mut S, introduction: &Introduction) -> io::Result<()>
+where
+    S: AsyncWrite + Unpin,
+{
+    write_word(stream, |buf| introduction.encode(buf)).await
 }
 
 async fn write_word<S>(stream: &mut S, encode: impl FnOnce(&mut Vec<u8>)) -> io::Result<()>
@@ -145,12 +230,16 @@ where
 }
 
 /// Reads one frame and returns what follows magic number and version.
-async fn read_word<S>(stream: &mut S, received: &mut BytesMut) -> Result<Reader, HandshakeError>
+async fn read_word<S>(
+    stream: &mut S,
+    received: &mut BytesMut,
+    bytes_max: usize,
+) -> Result<Reader, HandshakeError>
 where
     S: AsyncRead + Unpin,
 {
     loop {
-        if let Some(payload) = take_frame(received, WORD_BYTES_MAX)? {
+        if let Some(payload) = take_frame(received, bytes_max)? {
             return open_word(payload);
         }
         if stream.read_buf(received).await? == 0 {
@@ -175,33 +264,117 @@ fn put_version(buf: &mut Vec<u8>) {
     buf.push(VERSION);
 }
 
+const HELLO: u8 = 0;
+const WHO_AM_I: u8 = 1;
+
+impl FirstWord {
+    fn decode(mut reader: Reader) -> Result<Self, DecodeError> {
+        let word = match reader.u8()? {
+            HELLO => Self::Hello(Hello::decode(&mut reader)?),
+            WHO_AM_I => Self::WhoAmI { address: address(&mut reader)? },
+            tag => return Err(DecodeError::Tag { what: "first word", tag }),
+        };
+        reader.finish()?;
+        Ok(word)
+    }
+}
+
 impl Hello {
     fn encode(&self, buf: &mut Vec<u8>) {
         put_version(buf);
+        buf.push(HELLO);
         for number in [self.cluster, self.from.get(), self.to.get(), self.store.get(), self.life] {
             put(buf, number);
         }
-        buf.push(match self.lane {
-            Lane::Control => 0,
-            Lane::Append => 1,
+        buf.push(match self.channel {
+            Channel::Messages(Lane::Control) => 0,
+            Channel::Messages(Lane::Append) => 1,
+            Channel::Snapshot => 2,
         });
+        put_address(buf, &self.listen);
     }
 
-    fn decode(mut reader: Reader) -> Result<Self, DecodeError> {
-        let hello = Self {
+    fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Self {
             cluster: reader.number()?,
             from: NodeId(reader.number()?),
             to: NodeId(reader.number()?),
             store: StoreId(reader.number()?),
             life: reader.number()?,
-            lane: match reader.u8()? {
-                0 => Lane::Control,
-                1 => Lane::Append,
-                tag => return Err(DecodeError::Tag { what: "lane", tag }),
+            channel: match reader.u8()? {
+                0 => Channel::Messages(Lane::Control),
+                1 => Channel::Messages(Lane::Append),
+                2 => Channel::Snapshot,
+                tag => return Err(DecodeError::Tag { what: "channel", tag }),
             },
+            listen: address(reader)?,
+        })
+    }
+}
+
+/// One that is too long is as good as none: nobody could connect to it.
+fn put_address(buf: &mut Vec<u8>, address: &str) {
+    let told = if address.len() <= ADDRESS_BYTES_MAX { address } else { "" };
+    put_bytes(buf, told.as_bytes());
+}
+
+fn address(reader: &mut Reader) -> Result<Arc<str>, DecodeError> {
+    let address = reader.text()?;
+    if ADDRESS_BYTES_MAX < address.len() {
+        return Err(DecodeError::Range);
+    }
+    Ok(address)
+}
+
+impl Introduction {
+    /// The cluster of the node that answers.
+    pub(crate) fn cluster(&self) -> u64 {
+        match self {
+            Self::Member { cluster, .. }
+            | Self::Unknown { cluster }
+            | Self::Bound { cluster, .. } => *cluster,
+        }
+    }
+
+    fn encode(&self, buf: &mut Vec<u8>) {
+        put_version(buf);
+        match self {
+            Self::Member { cluster, id, membership } => {
+                buf.push(0);
+                put(buf, *cluster);
+                put(buf, id.get());
+                let mut encoded = Vec::new();
+                encode_membership(membership, &mut encoded);
+                put_bytes(buf, &encoded);
+            }
+            Self::Unknown { cluster } => {
+                buf.push(1);
+                put(buf, *cluster);
+            }
+            Self::Bound { cluster, id } => {
+                buf.push(2);
+                put(buf, *cluster);
+                put(buf, id.get());
+            }
+        }
+    }
+
+    fn decode(mut reader: Reader) -> Result<Self, DecodeError> {
+        let tag = reader.u8()?;
+        let cluster = reader.number()?;
+        let introduction = match tag {
+            0 => {
+                let id = NodeId(reader.number()?);
+                let membership =
+                    decode_membership(&reader.bytes()?).ok_or(DecodeError::Membership)?;
+                Self::Member { cluster, id, membership: Arc::new(membership) }
+            }
+            1 => Self::Unknown { cluster },
+            2 => Self::Bound { cluster, id: NodeId(reader.number()?) },
+            tag => return Err(DecodeError::Tag { what: "introduction", tag }),
         };
         reader.finish()?;
-        Ok(hello)
+        Ok(introduction)
     }
 }
 
@@ -220,6 +393,7 @@ impl Reply {
                     (6, [id.get(), known.get(), found.get()])
                 }
                 Refusal::Unrecorded => (7, [0; 3]),
+                Refusal::TooManyStrangers { id } => (8, [id.get(), 0, 0]),
             },
         };
         buf.push(tag);
@@ -240,6 +414,7 @@ impl Reply {
             5 => Refusal::AlreadyConnected { id: NodeId(a) },
             6 => Refusal::StoreChanged { id: NodeId(a), known: StoreId(b), found: StoreId(c) },
             7 => Refusal::Unrecorded,
+            8 => Refusal::TooManyStrangers { id: NodeId(a) },
             tag => return Err(DecodeError::Tag { what: "reply", tag }),
         }))
     }
@@ -249,31 +424,86 @@ impl Reply {
 mod tests {
     use super::*;
 
-    const HELLO: Hello = Hello {
-        cluster: u64::MAX,
-        from: NodeId(1),
-        to: NodeId(2),
-        store: StoreId(0xfeed),
-        life: 77,
-        lane: Lane::Append,
-    };
+    fn hello(channel: Channel) -> Hello {
+        Hello {
+            cluster: u64::MAX,
+            from: NodeId(1),
+            to: NodeId(2),
+            store: StoreId(0xfeed),
+            life: 77,
+            channel,
+            listen: "n1.example:7001".into(),
+        }
+    }
 
     /// What a dialer is told when the acceptor answers `reply`, and what the acceptor heard.
-    async fn converse(reply: &Reply) -> (Result<StoreId, HandshakeError>, Hello) {
+    async fn converse(reply: &Reply) -> (Result<StoreId, HandshakeError>, FirstWord) {
+        let hello = hello(Channel::Messages(Lane::Append));
         let (mut dialer, mut acceptor) = tokio::io::duplex(1024);
         let serve = async {
-            let hello = listen(&mut acceptor, &mut BytesMut::new()).await.unwrap();
+            let heard = listen(&mut acceptor, &mut BytesMut::new()).await.unwrap();
             answer(&mut acceptor, reply).await.unwrap();
-            hello
+            heard
         };
-        tokio::join!(greet(&mut dialer, &HELLO), serve)
+        let mut received = BytesMut::new();
+        tokio::join!(greet(&mut dialer, &hello, &mut received), serve)
     }
 
     #[tokio::test]
     async fn a_welcome_names_the_other_store() {
         let (greeted, heard) = converse(&Reply::Welcome { store: StoreId(5) }).await;
         assert_eq!(greeted.unwrap(), StoreId(5));
-        assert_eq!(heard, HELLO);
+        assert_eq!(heard, FirstWord::Hello(hello(Channel::Messages(Lane::Append))));
+    }
+
+    #[tokio::test]
+    async fn who_asks_who_it_is_is_told() {
+        let membership = Arc::new(Membership::of_voters([(NodeId(1), "a"), (NodeId(2), "b")]));
+        for told in [
+            Introduction::Member { cluster: 5, id: NodeId(2), membership },
+            Introduction::Unknown { cluster: u64::MAX },
+            Introduction::Bound { cluster: 0, id: NodeId(2) },
+        ] {
+            let (mut dialer, mut acceptor) = tokio::io::duplex(1024);
+            let serve = async {
+                let heard = listen(&mut acceptor, &mut BytesMut::new()).await.unwrap();
+                introduce(&mut acceptor, &told).await.unwrap();
+                heard
+            };
+            let (answer, heard) = tokio::join!(ask(&mut dialer, "here:1"), serve);
+            assert_eq!(heard, FirstWord::WhoAmI { address: "here:1".into() });
+            assert_eq!(answer.unwrap(), told);
+        }
+    }
+
+    /// Pitfall D15: whatever arrives in the place of a word, it is an error and never a panic.
+    #[test]
+    fn damaged_words_are_refused() {
+        for channel in [Channel::Messages(Lane::Control), Channel::Snapshot] {
+            damage(|buf| hello(channel).encode(buf), |reader| FirstWord::decode(reader).is_ok());
+        }
+        let membership = Arc::new(Membership::of_voters([(NodeId(1), "a"), (NodeId(2), "b")]));
+        for told in [
+            Introduction::Member { cluster: 5, id: NodeId(2), membership },
+            Introduction::Bound { cluster: 5, id: NodeId(2) },
+        ] {
+            damage(|buf| told.encode(buf), |reader| Introduction::decode(reader).is_ok());
+        }
+    }
+
+    fn damage(encode: impl Fn(&mut Vec<u8>), is_word: impl Fn(Reader) -> bool) {
+        let mut word = Vec::new();
+        encode(&mut word);
+        let is_word = |bytes: &[u8]| open_word(Bytes::copy_from_slice(bytes)).is_ok_and(&is_word);
+        assert!(is_word(&word));
+        for len in 0..word.len() {
+            assert!(!is_word(&word[..len]), "cut to {len}");
+        }
+        for bit in 0..word.len() * 8 {
+            let mut flipped = word.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            is_word(&flipped); // it may well be another one
+        }
     }
 
     #[tokio::test]
@@ -287,6 +517,7 @@ mod tests {
             Refusal::AlreadyConnected { id },
             Refusal::StoreChanged { id, known: StoreId(8), found: StoreId(9) },
             Refusal::Unrecorded,
+            Refusal::TooManyStrangers { id },
         ] {
             let (greeted, _) = converse(&Reply::Refused(refusal.clone())).await;
             match greeted {

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use kontiki_raft::{Message, NodeId};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -26,7 +27,7 @@ use tokio::{
 
 use super::{
     Shared, frame,
-    handshake::{self, HandshakeError, Hello, Refusal},
+    handshake::{self, Channel, HandshakeError, Refusal},
 };
 use crate::{Fault, Lane, codec, message_bytes};
 
@@ -44,7 +45,7 @@ pub(super) struct Gauge {
     is_connected: AtomicBool,
     queued_bytes: AtomicUsize,
     /// Wakes the task when the peer has been heard of: it need not wait any longer.
-    pub(super) peer_is_up: Notify,
+    peer_is_up: Notify,
 }
 
 /// The sending task of one lane.
@@ -60,7 +61,7 @@ pub(super) struct LaneTask {
     out: Vec<u8>,
     /// The last reason for having no connection, so that it is said once and not every second.
     last_error: String,
-    random: u64,
+    backoff: Backoff,
 }
 
 /// Messages that wait in one lane. Above the window of the protocol.
@@ -86,7 +87,7 @@ impl LaneSender {
         address: &str,
         lane: Lane,
     ) -> (Self, LaneTask) {
-        let gauge = shared.gauges.get(&(peer, lane)).expect("each lane has a gauge");
+        let gauge = Arc::new(Gauge::default());
         let (queue, outlet) = mpsc::channel(QUEUE_MAX);
         let task = LaneTask {
             shared: Arc::clone(shared),
@@ -94,13 +95,18 @@ impl LaneSender {
             address: address.to_owned(),
             lane,
             queue: outlet,
-            gauge: Arc::clone(gauge),
+            gauge: Arc::clone(&gauge),
             out: Vec::new(),
             last_error: String::new(),
-            random: shared.life ^ peer.get(),
+            backoff: Backoff::new(shared.life ^ peer.get()),
         };
         let queue_bytes_max = QUEUE_BYTES_MAX.min(2 * shared.local.message_bytes_max);
-        (Self { queue, gauge: Arc::clone(gauge), queue_bytes_max }, task)
+        (Self { queue, gauge, queue_bytes_max }, task)
+    }
+
+    /// Connects at once, if the task waits before it tries again.
+    pub(super) fn wake(&self) {
+        self.gauge.peer_is_up.notify_one();
     }
 
     /// Queues a message. `false` if there was no room for it.
@@ -124,11 +130,10 @@ impl LaneSender {
 impl LaneTask {
     /// Keeps the lane connected until the sender is dropped.
     pub(super) async fn run(mut self) {
-        let mut backoff = BACKOFF_MIN;
         loop {
             match self.connect().await {
                 Ok((reader, writer)) => {
-                    backoff = BACKOFF_MIN;
+                    self.backoff.reset();
                     let (peer, lane) = (self.peer, self.lane);
                     tracing::debug!(%peer, %lane, "connected");
                     self.last_error.clear();
@@ -147,32 +152,17 @@ impl LaneTask {
             if self.queue.is_closed() {
                 return;
             }
+            let pause = self.backoff.next();
             tokio::select! {
-                () = sleep(self.jitter(backoff)) => backoff = (2 * backoff).min(BACKOFF_MAX),
+                () = sleep(pause) => {}
                 () = self.gauge.peer_is_up.notified() => {}
             }
         }
     }
 
     async fn connect(&self) -> Result<(OwnedReadHalf, OwnedWriteHalf), HandshakeError> {
-        let local = &self.shared.local;
-        let hello = Hello {
-            cluster: local.cluster,
-            from: local.id,
-            to: self.peer,
-            store: local.store,
-            life: self.shared.life,
-            lane: self.lane,
-        };
-        let (stream, store) = timeout(CONNECT_TIMEOUT, async {
-            let mut stream = TcpStream::connect(&self.address).await?;
-            tune(&stream)?;
-            let store = handshake::greet(&mut stream, &hello).await?;
-            Ok::<_, HandshakeError>((stream, store))
-        })
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        self.shared.check_store(self.peer, store).await.map_err(HandshakeError::Refused)?;
+        let channel = Channel::Messages(self.lane);
+        let (stream, _) = dial(&self.shared, self.peer, &self.address, channel).await?;
         Ok(stream.into_split())
     }
 
@@ -246,22 +236,66 @@ impl LaneTask {
             tracing::debug!(%peer, %address, %lane, error = text, "cannot connect");
         } else if let HandshakeError::Io(_) = error {
             tracing::info!(%peer, %address, %lane, error = text, "cannot connect, trying on");
+        } else if error.is_passing() {
+            tracing::warn!(%peer, %address, %lane, error = text, "cannot talk to a peer yet");
         } else {
             tracing::error!(%peer, %address, %lane, error = text, "cannot talk to a peer");
         }
         self.last_error = text;
     }
+}
 
-    /// Between half and all of `pause`, so that nodes that lost each other at the same moment
-    /// do not meet again and again at the same moment.
-    fn jitter(&mut self, pause: Duration) -> Duration {
+/// Pauses between attempts: longer and longer, and never quite the same, so that nodes that lost
+/// each other at the same moment do not meet again and again at the same moment.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    pause: Duration,
+    random: u64,
+}
+
+impl Backoff {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { pause: BACKOFF_MIN, random: seed }
+    }
+
+    /// An attempt has succeeded.
+    pub(super) fn reset(&mut self) {
+        self.pause = BACKOFF_MIN;
+    }
+
+    /// How long to wait: between half of the pause and all of it.
+    pub(super) fn next(&mut self) -> Duration {
         // xorshift64: what is asked of it is only to be different.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         let share = u32::from(self.random.to_le_bytes()[0]);
+        let pause = self.pause;
+        self.pause = (2 * pause).min(BACKOFF_MAX);
         pause / 2 + pause * share / (2 * 255)
     }
+}
+
+/// Connects to a peer and makes sure that it is the right one. Returns what it has said already,
+/// beside its welcome.
+pub(super) async fn dial(
+    shared: &Shared,
+    peer: NodeId,
+    address: &str,
+    channel: Channel,
+) -> Result<(TcpStream, BytesMut), HandshakeError> {
+    let hello = shared.hello(peer, channel);
+    let mut received = BytesMut::new();
+    let (stream, store) = timeout(CONNECT_TIMEOUT, async {
+        let mut stream = TcpStream::connect(address).await?;
+        tune(&stream)?;
+        let store = handshake::greet(&mut stream, &hello, &mut received).await?;
+        Ok::<_, HandshakeError>((stream, store))
+    })
+    .await
+    .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    shared.check_store(peer, store).await.map_err(HandshakeError::Refused)?;
+    Ok((stream, received))
 }
 
 /// Small messages leave at once, and a peer that is silently gone is noticed.

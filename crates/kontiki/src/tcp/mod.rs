@@ -2,33 +2,42 @@
 //!
 //! Each node connects twice to each of its peers, once for each [`Lane`], and only sends on
 //! these connections; what it receives comes over those that its peers have made. So no queue is
-//! shared between what is urgent and what is large, and each side repairs its own sending.
+//! shared between what is urgent and what is large, and each side repairs its own sending. A
+//! snapshot has a connection of its own, made for it and closed after it. What is said on each of
+//! them: `docs/peer-protocol.md`.
 //!
 //! Nothing is encrypted, and whoever can reach the peer port can speak as a peer: it belongs on a
 //! network of its own.
 
 mod accept;
+mod bulk;
+mod discover;
 mod frame;
 mod handshake;
 mod lane;
+mod peers;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use kontiki_raft::{Envelope, NodeId, StoreId};
-use tokio::{net::TcpListener, task::JoinSet};
+use kontiki_raft::{Envelope, Membership, NodeId, Session, StoreId};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinSet};
 
-use crate::{BoxFuture, Inbox, Lane, Links, Local, Transport, transport::StoreCheck};
-use accept::Incoming;
-use handshake::{Hello, Refusal};
-use lane::{Gauge, LaneSender};
+use crate::{
+    BoxFuture, Inbox, Lane, Links, Local, SnapshotTransfer, Transport, error::chain,
+    transport::StoreCheck,
+};
+use handshake::{Channel, HandshakeError, Hello, Refusal};
+use peers::Table;
+
+pub use discover::{DiscoverError, Discovered, discover};
 
 /// The default transport: framed messages over TCP.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,7 +61,8 @@ impl Transport for TcpTransport {
         Box::pin(async move {
             let listener = TcpListener::bind(&local.listen).await?;
             let life = getrandom::u64().map_err(io::Error::other)?;
-            Ok(Box::new(TcpLinks::start(listener, local, inbox, life)) as Box<dyn Links>)
+            let links = TcpLinks::start(listener, local, inbox, life, TIMES)?;
+            Ok(Box::new(links) as Box<dyn Links>)
         })
     }
 }
@@ -62,16 +72,50 @@ impl Transport for TcpTransport {
 struct Shared {
     local: Local,
     inbox: Inbox,
+    /// Where the listener is, for those whose membership does not name this node.
+    bound: String,
     /// Random: tells this process from another one with the same id.
     life: u64,
     started_at: Instant,
-    incoming: Mutex<Incoming>,
-    gauges: BTreeMap<(NodeId, Lane), Arc<Gauge>>,
-    /// Who was refused last and why, so that it is said once.
-    last_refused: Mutex<Option<(IpAddr, String)>>,
+    times: Times,
+    table: Mutex<Table>,
+    desk: bulk::Desk,
+    /// All tasks but those of incoming connections. `None` when the transport is closed.
+    tasks: Mutex<Option<JoinSet<()>>>,
+    /// Who was refused and why, so that it is said once.
+    refused: Mutex<BTreeSet<(IpAddr, String)>>,
 }
 
+/// How long things take.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    /// The lanes to a former member are kept for this long: it may have to be told that it is
+    /// one, and to be sent what it lacks until then. A guess; a few round trips would do.
+    grace: Duration,
+    /// A snapshot transfer on which nothing happens for this long is broken off.
+    idle: Duration,
+    /// While a receiver of a snapshot is busy it says so this often. Well below `idle`.
+    alive: Duration,
+}
+
+const TIMES: Times = Times {
+    grace: Duration::from_secs(5),
+    idle: Duration::from_secs(30),
+    alive: Duration::from_secs(5),
+};
+
 impl Shared {
+    /// What this node says first to `to`.
+    fn hello(&self, to: NodeId, channel: Channel) -> Hello {
+        let Local { id, cluster, store, .. } = self.local;
+        let table = self.table();
+        let listen = match table.membership.member(id) {
+            Some(member) => Arc::clone(&member.address),
+            None => self.bound.as_str().into(),
+        };
+        Hello { cluster, from: id, to, store, life: self.life, channel, listen }
+    }
+
     /// Whether the node that says `hello` may talk to us.
     async fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
         let local = &self.local;
@@ -85,15 +129,34 @@ impl Shared {
         if hello.from == local.id {
             return Err(Refusal::SameId { id: local.id });
         }
-        if !local.membership.replicas().contains(&hello.from) {
-            return Err(Refusal::NotAMember { id: hello.from });
-        }
         self.check_store(hello.from, hello.store).await
     }
 
-    /// Whether `id` has the data directory that it always had. Remembers it if it is new: that
-    /// is a write to the disk, so it is done beside the other tasks.
+    /// Whether `id` has the data directory that it always had. The membership knows best. Of a
+    /// member that it does not know of we remember what we see: that is a write to the disk, so
+    /// it is done beside the other tasks. What a stranger says is only compared.
     async fn check_store(&self, id: NodeId, found: StoreId) -> Result<(), Refusal> {
+        let (is_replica, bound) = {
+            let table = self.table();
+            let bound = table.membership.member(id).and_then(|member| member.store);
+            (table.membership.replicas().contains(&id), bound)
+        };
+        match bound {
+            Some(known) if known == found => return Ok(()),
+            Some(known) => return Err(Refusal::StoreChanged { id, known, found }),
+            None if is_replica => self.check_known_store(id, found).await?,
+            None => match self.local.known_stores.known(id) {
+                Some(known) if known != found => {
+                    return Err(Refusal::StoreChanged { id, known, found });
+                }
+                _ => {}
+            },
+        }
+        self.inbox.peer_store(id, found);
+        Ok(())
+    }
+
+    async fn check_known_store(&self, id: NodeId, found: StoreId) -> Result<(), Refusal> {
         let known_stores = Arc::clone(&self.local.known_stores);
         let check = tokio::task::spawn_blocking(move || known_stores.check(id, found)).await;
         match check {
@@ -103,33 +166,40 @@ impl Shared {
         }
     }
 
-    /// A peer has just connected, so it is up: no need to wait with connecting to it.
-    fn wake_lanes(&self, peer: NodeId) {
-        for lane in Lane::ALL {
-            if let Some(gauge) = self.gauges.get(&(peer, lane)) {
-                gauge.peer_is_up.notify_one();
-            }
-        }
-    }
-
     fn uptime_ms(&self) -> u64 {
         u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn incoming(&self) -> MutexGuard<'_, Incoming> {
-        // Every change of the map is one call, so a panic elsewhere has left nothing half done.
-        self.incoming.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Every change of the table is one call, so a panic elsewhere has left nothing half done.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a task that ends with the transport.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tasks) = &mut *tasks {
+            while tasks.try_join_next().is_some() {} // forget those that have ended
+            tasks.spawn(task);
+        }
     }
 
     /// Says why a connection was refused, once for the same reason: who is refused tries again
     /// every second.
-    fn report_refused(&self, address: IpAddr, error: &str) {
-        let mut last = self.last_refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_ref().is_some_and(|(to, what)| *to == address && what == error) {
-            tracing::debug!(%address, error, "connection refused");
+    fn report_refused(&self, address: IpAddr, error: &HandshakeError) {
+        /// Reasons that are remembered. When there are more they are all said again.
+        const REFUSED_MAX: usize = 64;
+        let text = chain(error);
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if REFUSED_MAX <= refused.len() {
+            refused.clear();
+        }
+        if !refused.insert((address, text.clone())) {
+            tracing::debug!(%address, error = text, "connection refused");
+        } else if error.is_passing() {
+            tracing::warn!(%address, error = text, "connection refused for now");
         } else {
-            tracing::error!(%address, error, "connection refused");
-            *last = Some((address, error.to_owned()));
+            tracing::error!(%address, error = text, "connection refused");
         }
     }
 }
@@ -137,52 +207,52 @@ impl Shared {
 /// The transport at work.
 struct TcpLinks {
     shared: Arc<Shared>,
-    lanes: BTreeMap<(NodeId, Lane), LaneSender>,
-    tasks: JoinSet<()>,
+    /// The snapshots that are being sent, or were: dropped to cancel.
+    transfers: BTreeMap<NodeId, (Session, oneshot::Sender<()>)>,
 }
 
 impl fmt::Debug for TcpLinks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TcpLinks").field("lanes", &self.lanes).finish_non_exhaustive()
+        f.debug_struct("TcpLinks").field("shared", &self.shared).finish_non_exhaustive()
     }
 }
 
 impl TcpLinks {
-    fn start(listener: TcpListener, local: Local, inbox: Inbox, life: u64) -> Self {
-        let peers: Vec<(NodeId, String)> = local
-            .membership
-            .members
-            .iter()
-            .filter(|member| member.id != local.id)
-            .map(|member| (member.id, member.address.to_string()))
-            .collect();
-        let ends =
-            || peers.iter().flat_map(|(id, address)| Lane::ALL.map(|lane| (*id, address, lane)));
+    fn start(
+        listener: TcpListener,
+        local: Local,
+        inbox: Inbox,
+        life: u64,
+        times: Times,
+    ) -> io::Result<Self> {
+        let membership = Arc::clone(&local.membership);
         let shared = Arc::new(Shared {
             local,
             inbox,
+            bound: listener.local_addr()?.to_string(),
             life,
             started_at: Instant::now(),
-            incoming: Mutex::default(),
-            gauges: ends().map(|(id, _, lane)| ((id, lane), Arc::default())).collect(),
-            last_refused: Mutex::default(),
+            times,
+            table: Mutex::new(Table::new(Arc::clone(&membership))),
+            desk: bulk::Desk::default(),
+            tasks: Mutex::new(Some(JoinSet::new())),
+            refused: Mutex::default(),
         });
-        let mut tasks = JoinSet::new();
-        let mut lanes = BTreeMap::new();
-        for (id, address, lane) in ends() {
-            let (sender, task) = LaneSender::new(&shared, id, address, lane);
-            lanes.insert((id, lane), sender);
-            tasks.spawn(task.run());
-        }
-        tasks.spawn(accept::run(listener, Arc::clone(&shared)));
-        Self { shared, lanes, tasks }
+        shared.set_members(&membership);
+        shared.spawn(accept::run(listener, Arc::clone(&shared)));
+        Ok(Self { shared, transfers: BTreeMap::new() })
+    }
+
+    fn take_tasks(&self) -> Option<JoinSet<()>> {
+        self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 impl Links for TcpLinks {
     fn send(&mut self, envelope: Envelope) {
         let Envelope { to, message } = envelope;
-        let Some(lane) = self.lanes.get(&(to, Lane::of(&message))) else {
+        let table = self.shared.table();
+        let Some(lane) = table.lane(to, Lane::of(&message)) else {
             tracing::debug!(peer = %to, "a message for nobody is dropped");
             return;
         };
@@ -191,15 +261,35 @@ impl Links for TcpLinks {
         }
     }
 
-    fn set_members(&mut self, _membership: &Arc<kontiki_raft::Membership>) {}
-
-    fn send_snapshot(&mut self, transfer: crate::SnapshotTransfer) {
-        self.shared.inbox.snapshot_sent(transfer.to, transfer.session, None);
+    fn set_members(&mut self, membership: &Arc<Membership>) {
+        self.shared.set_members(membership);
     }
 
-    fn cancel_snapshot(&mut self, _to: NodeId, _session: kontiki_raft::Session) {}
+    fn send_snapshot(&mut self, transfer: SnapshotTransfer) {
+        let (keep, cancelled) = oneshot::channel();
+        self.transfers.insert(transfer.to, (transfer.session, keep));
+        self.shared.spawn(bulk::send(Arc::clone(&self.shared), transfer, cancelled));
+    }
 
-    fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async move { self.tasks.shutdown().await })
+    fn cancel_snapshot(&mut self, to: NodeId, session: Session) {
+        if self.transfers.get(&to).is_some_and(|(current, _)| *current == session) {
+            self.transfers.remove(&to);
+        }
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            if let Some(mut tasks) = self.take_tasks() {
+                tasks.shutdown().await;
+            }
+            self.shared.desk.close().await;
+        })
+    }
+}
+
+impl Drop for TcpLinks {
+    fn drop(&mut self) {
+        // The tasks hold what holds them: without this they would live for ever.
+        drop(self.take_tasks());
     }
 }

@@ -10,11 +10,15 @@ use tokio::{
     time::timeout,
 };
 
-use super::{handshake::HandshakeError, *};
+use super::{handshake::FirstWord, *};
 use crate::{
     Bytes, Fault, KnownStores, codec,
     transport::{Notice, Outlet},
 };
+
+mod members;
+mod store;
+mod transfer;
 
 const CLUSTER: u64 = 0xc1;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,19 +35,44 @@ async fn subject(peer: &str) -> Subject {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let voters = [(NodeId(1), address.as_str()), (NodeId(2), peer), (NodeId(3), "127.0.0.1:1")];
+    start(listener, 1, &Arc::new(Membership::of_voters(voters)), None)
+}
+
+/// Starts the transport of node `id`, which has the store `1000 + id`.
+fn start(
+    listener: TcpListener,
+    id: u64,
+    membership: &Arc<Membership>,
+    snapshots: Option<store::Memory>,
+) -> Subject {
+    let address = listener.local_addr().unwrap().to_string();
     let local = Local {
-        id: NodeId(1),
+        id: NodeId(id),
         cluster: CLUSTER,
-        store: StoreId(1001),
+        store: StoreId(1000 + id),
         listen: address.clone(),
-        membership: Arc::new(Membership::of_voters(voters)),
+        membership: Arc::clone(membership),
         known_stores: Arc::new(KnownStores::in_memory()),
-        snapshots: None,
+        snapshots: snapshots.map(|store| Arc::new(store) as _),
         message_bytes_max: 10_000,
     };
     let (inbox, outlet) = Inbox::new();
-    let links = Box::new(TcpLinks::start(listener, local, inbox, 42));
+    let life = getrandom::u64().unwrap();
+    let times = Times { grace: Duration::from_millis(50), ..TIMES };
+    let links = Box::new(TcpLinks::start(listener, local, inbox, life, times).unwrap());
     Subject { links, outlet, address }
+}
+
+impl Subject {
+    /// The next notice that `pick` is interested in.
+    async fn notice<T>(&mut self, mut pick: impl FnMut(Notice) -> Option<T>) -> T {
+        loop {
+            let notice = timeout(PATIENCE, self.outlet.notices.recv()).await;
+            if let Some(picked) = pick(notice.expect("nothing was said in time").unwrap()) {
+                return picked;
+            }
+        }
+    }
 }
 
 /// What `n2` says when all is well.
@@ -54,13 +83,14 @@ fn hello() -> Hello {
         to: NodeId(1),
         store: StoreId(1002),
         life: 7,
-        lane: Lane::Control,
+        channel: Channel::Messages(Lane::Control),
+        listen: "127.0.0.1:1".into(),
     }
 }
 
 async fn greet(subject: &Subject, hello: &Hello) -> Result<TcpStream, HandshakeError> {
     let mut stream = TcpStream::connect(&subject.address).await?;
-    handshake::greet(&mut stream, hello).await?;
+    handshake::greet(&mut stream, hello, &mut bytes::BytesMut::new()).await?;
     Ok(stream)
 }
 
@@ -120,7 +150,7 @@ async fn who_does_not_belong_here_is_told_why() {
         Refusal::SameId { id: NodeId(1) }
     );
     assert_eq!(
-        refusal(&subject, Hello { from: NodeId(9), ..hello() }).await,
+        refusal(&subject, Hello { from: NodeId(9), listen: "".into(), ..hello() }).await,
         Refusal::NotAMember { id: NodeId(9) }
     );
 
@@ -182,9 +212,9 @@ impl Peer {
         loop {
             let (mut stream, _) = timeout(PATIENCE, self.0.accept()).await.unwrap().unwrap();
             let heard = handshake::listen(&mut stream, &mut bytes::BytesMut::new()).await;
-            let Ok(hello) = heard else { continue };
+            let Ok(FirstWord::Hello(hello)) = heard else { continue };
             handshake::answer(&mut stream, reply).await.unwrap();
-            if hello.lane == lane {
+            if hello.channel == Channel::Messages(lane) {
                 return (stream, hello);
             }
         }
@@ -217,10 +247,12 @@ async fn a_broken_connection_is_reported_and_made_anew() {
         assert_eq!((hello.from, hello.to), (NodeId(1), NodeId(2)));
         assert_eq!(receive(&mut subject, &mut stream, &message(round)).await, message(round));
         drop(stream);
-        match timeout(PATIENCE, subject.outlet.notices.recv()).await.unwrap().unwrap() {
-            Notice::Unreachable(id) => assert_eq!(id, NodeId(2)),
+        let lost = subject.notice(|notice| match notice {
+            Notice::Unreachable(id) => Some(id),
+            Notice::PeerStore { .. } => None,
             other => panic!("{other:?}"),
-        }
+        });
+        assert_eq!(lost.await, NodeId(2));
     }
 }
 
@@ -243,15 +275,12 @@ async fn a_node_that_is_known_by_another_store_is_told_to_stop() {
     let (known, found) = (StoreId(5), StoreId(1001));
     let changed = Refusal::StoreChanged { id: NodeId(1), known, found };
     peer.accept(Lane::Control, &handshake::Reply::Refused(changed)).await;
-    loop {
-        match timeout(PATIENCE, subject.outlet.notices.recv()).await.unwrap().unwrap() {
-            Notice::Fault(Fault::StoreChanged { peer, known, ours }) => {
-                break assert_eq!((peer, known, ours), (NodeId(2), StoreId(5), StoreId(1001)));
-            }
-            Notice::Fault(fault) => panic!("{fault}"),
-            _ => {}
-        }
-    }
+    let fault = subject.notice(|notice| match notice {
+        Notice::Fault(Fault::StoreChanged { peer, known, ours }) => Some((peer, known, ours)),
+        Notice::Fault(fault) => panic!("{fault}"),
+        _ => None,
+    });
+    assert_eq!(fault.await, (NodeId(2), known, found));
 }
 
 /// A wiped peer is not sent to either: it would be given a log that it has lost before.

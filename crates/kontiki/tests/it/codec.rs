@@ -6,6 +6,7 @@ use kontiki::{
     Bytes, Change, ChangeError, ChangeSet, Entry, EntryId, Index, Member, MemberRole, Membership,
     Message, NodeId, Payload, Promotion, Rejection, Report, StoreId, Term,
     codec::{DecodeError, decode, encode},
+    message_bytes,
 };
 use kontiki_raft::{
     AppendEntries, AppendEntriesReply, AppendResult, Body, Proposal, ProposalId, Readmission,
@@ -214,6 +215,13 @@ proptest! {
     }
 
     /// Pitfall D15.
+    /// Queues are bounded by what messages take, frames by what they are encoded to.
+    #[test]
+    fn what_a_message_takes_is_not_far_below_its_encoded_size(message in message()) {
+        let (bytes, taken) = (encoded(&message).len(), message_bytes(&message));
+        prop_assert!(bytes <= 2 * taken, "{bytes} bytes take {taken}");
+    }
+
     #[test]
     fn arbitrary_bytes_do_no_harm(bytes in vec(any::<u8>(), 0..300)) {
         // The result does not matter; that there is one does.
@@ -260,9 +268,12 @@ fn message_with(command: &'static [u8]) -> Message {
 fn the_bytes_of_a_message_are_these() {
     let hex: Vec<String> =
         encoded(&message_with(b"hello")).iter().map(|byte| format!("{byte:02x}")).collect();
-    // version, kind, term │ session, round, prev, commit, held_by_all │ one entry: term,
-    // checksum, a command, its length, the command
-    assert_eq!(hex.join(" "), "01 03 03 01 02 07 03 06 05 01 03 4c bb 71 9a 01 05 68 65 6c 6c 6f");
+    // version, kind, term │ session, round, prev, commit, held_by_all, no readmission │ one
+    // entry: term, checksum, a command, its length, the command
+    assert_eq!(
+        hex.join(" "),
+        "02 03 03 01 02 07 03 06 05 00 01 03 4c bb 71 9a 01 05 68 65 6c 6c 6f"
+    );
 }
 
 #[test]
@@ -284,7 +295,7 @@ fn commands_are_not_copied() {
 #[test]
 fn a_count_that_lies_is_refused_before_anything_is_allocated() {
     // A proposal message that claims 2⁶³ proposals.
-    let mut bytes = vec![1, 6, 0];
+    let mut bytes = vec![2, 6, 0];
     bytes.extend([0x80; 9]);
     bytes.push(1);
     assert_eq!(decode(bytes.into()), Err(DecodeError::Truncated));
@@ -293,8 +304,8 @@ fn a_count_that_lies_is_refused_before_anything_is_allocated() {
 #[test]
 fn another_version_is_refused() {
     let mut bytes = encoded(&message_with(b"hello")).to_vec();
-    bytes[0] = 2;
-    assert_eq!(decode(bytes.into()), Err(DecodeError::Version { found: 2 }));
+    bytes[0] = 3;
+    assert_eq!(decode(bytes.into()), Err(DecodeError::Version { found: 3 }));
 }
 
 /// Pitfall M14.
