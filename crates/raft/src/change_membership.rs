@@ -46,7 +46,9 @@ impl RaftCore {
     /// that no answer to an earlier one counts (pitfall M5). Who was removed is still sent to
     /// for a while, to learn of it.
     fn sync_progress(&mut self) {
-        let (id, last, now) = (self.config.id, self.log.last().index, self.now);
+        // The entry that adds a server is the first that it is sent.
+        let before = self.log.last().index.prev();
+        let (id, now) = (self.config.id, self.now);
         let replicas = self.memberships.current().replicas();
         let leaves_at = now + self.config.election_timeout;
         let State::Leader(leading) = &mut self.state else { return };
@@ -57,11 +59,20 @@ impl RaftCore {
         for peer in replicas {
             if peer != id && !leading.progress.contains_key(&peer) {
                 let session = leading.next_session();
-                leading.progress.insert(peer, Progress::new(session, last, Round::default()));
+                leading.progress.insert(peer, Progress::new(session, before, Round::default()));
             }
         }
         // Who counts has changed, so what waits for a quorum may have one (pitfall R4).
         self.confirm_reads();
+    }
+
+    /// Whether this node may have to lead: it is a voter, or the change that removes it is not
+    /// known to be committed. That one may stand in its log alone, and then nobody else can win
+    /// (thesis §4.2.2).
+    pub(crate) fn is_electable(&self) -> bool {
+        let (id, at) = (self.config.id, self.memberships.current_at());
+        let was_voter = self.memberships.previous().is_some_and(|former| former.is_voter(id));
+        self.memberships.current().is_voter(id) || (self.commit_index < at.index && was_voter)
     }
 
     /// Somebody wants another membership, here or at the leader.

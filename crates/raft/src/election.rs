@@ -91,7 +91,7 @@ impl RaftCore {
 
     /// A node whose disk is stuck could not lead.
     pub(crate) fn can_campaign(&self) -> bool {
-        self.memberships.current().is_voter(self.config.id) && !self.is_storage_stalled()
+        self.is_electable() && !self.is_storage_stalled()
     }
 
     fn become_pre_candidate(&mut self) {
@@ -185,12 +185,13 @@ impl RaftCore {
             State::Candidate(election) => (false, election),
             State::Follower(_) | State::Leader(_) | State::Stopped => return,
         };
-        // Our own ballot counts like any other: once it is durable.
+        // Our own ballot counts like any other: once it is durable. Without it nobody wins, not
+        // even who has no vote to give itself any more.
         let is_ours_cast = is_pre_vote || self.writes.is_hard_state_durable();
         let membership = self.memberships.current();
-        let has_won = membership.has_quorum(|voter| {
-            if voter == id { is_ours_cast } else { election.votes.get(&voter) == Some(&true) }
-        });
+        let has_won = is_ours_cast
+            && membership
+                .has_quorum(|voter| voter == id || election.votes.get(&voter) == Some(&true));
         let has_lost = membership.has_quorum(|voter| election.votes.get(&voter) == Some(&false));
         if has_won && is_pre_vote {
             self.become_candidate(VoteKind::Vote);

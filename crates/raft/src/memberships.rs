@@ -32,15 +32,14 @@ impl Memberships {
         self.newest().0
     }
 
-    fn newest(&self) -> &(EntryId, Arc<Membership>) {
-        self.0.back().expect("there is always a membership: the constructor has seen one")
+    /// The one that was in force before, unless it is purged.
+    pub(crate) fn previous(&self) -> Option<&Arc<Membership>> {
+        let nth = self.0.len().checked_sub(2)?;
+        self.0.get(nth).map(|(_, membership)| membership)
     }
 
-    /// The membership in force at `index`, which the log reaches; of what is purged, the oldest
-    /// that is known.
-    pub(crate) fn at(&self, index: Index) -> &(EntryId, Arc<Membership>) {
-        let after = self.0.partition_point(|(id, _)| id.index <= index);
-        &self.0[after.saturating_sub(1)]
+    fn newest(&self) -> &(EntryId, Arc<Membership>) {
+        self.0.back().expect("there is always a membership: the constructor has seen one")
     }
 
     /// An entry with a membership was appended.

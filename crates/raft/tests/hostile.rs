@@ -13,10 +13,11 @@ use std::{
 };
 
 use kontiki_raft::{
-    AppendEntries, AppendEntriesReply, AppendResult, Apply, Body, Bytes, Config, Effects, Entry,
-    EntryId, HardState, Index, Input, LogWrite, Membership, Message, NodeId, Outbound, Payload,
-    Proposal, ProposalId, RaftCore, ReadId, ReadMode, Recovered, Rejection, Report, RequestVote,
-    RequestVoteReply, Role, Round, Session, Term, Timestamp, Unavailable, VoteKind,
+    AppendEntries, AppendEntriesReply, AppendResult, Apply, Body, Bytes, Change, ChangeSet, Config,
+    Effects, Entry, EntryId, HardState, Index, Input, LogWrite, MemberRole, Membership, Message,
+    NodeId, Outbound, Payload, Promotion, Proposal, ProposalId, RaftCore, ReadId, ReadMode,
+    Recovered, Rejection, Report, RequestVote, RequestVoteReply, Role, Round, Session, StoreId,
+    Term, Timestamp, Unavailable, VoteKind,
 };
 
 const SEEDS: u64 = 300;
@@ -44,6 +45,8 @@ fn no_message_makes_a_node_panic() {
     assert!(SEEDS / 10 < seen.committed, "{seen:?}");
     assert!(SEEDS / 10 < seen.purged, "{seen:?}");
     assert!(SEEDS / 10 < seen.replaced, "{seen:?}");
+    assert!(SEEDS / 10 < seen.reconfigured, "{seen:?}");
+    assert!(SEEDS / 10 < seen.led_joint, "{seen:?}");
 }
 
 /// How often a node came to places where a panic could hide.
@@ -53,6 +56,8 @@ struct Seen {
     committed: u64,
     purged: u64,
     replaced: u64,
+    reconfigured: u64,
+    led_joint: u64,
 }
 
 impl Seen {
@@ -62,6 +67,9 @@ impl Seen {
         self.committed += u64::from(Index::ZERO < status.commit_index);
         self.purged += u64::from(Index::ZERO < status.log_start.index);
         self.replaced += u64::from(node.has_replaced);
+        self.reconfigured += u64::from(node.has_reconfigured);
+        let is_leader = status.soft_state.role == Role::Leader;
+        self.led_joint += u64::from(is_leader && status.membership.is_joint());
     }
 }
 
@@ -77,6 +85,7 @@ struct Node {
     applied: Index,
     requests: u64,
     has_replaced: bool,
+    has_reconfigured: bool,
     /// The last things that happened.
     trace: VecDeque<String>,
 }
@@ -110,6 +119,7 @@ impl Node {
             applied: Index::ZERO,
             requests: 0,
             has_replaced: false,
+            has_reconfigured: false,
             trace: VecDeque::new(),
         }
     }
@@ -129,7 +139,14 @@ impl Node {
 
     fn draw_input(&mut self) -> Input {
         self.requests += 1;
-        match self.rng.below(40) {
+        match self.rng.below(45) {
+            43 | 44 | 40 | 41 => Input::ChangeMembership {
+                id: ProposalId(self.requests),
+                change: self.draw_change(),
+            },
+            42 => {
+                Input::PeerStore { id: NodeId(self.near(&[1])), store: StoreId(self.rng.below(9)) }
+            }
             0 | 1 => {
                 let id = ProposalId(self.requests);
                 let command = Bytes::from(vec![7; 40]);
@@ -173,6 +190,10 @@ impl Node {
                 self.log.extend(write.batch.entries.iter().cloned());
             }
             self.writes.push_back(write);
+        }
+        if let Some((at, membership)) = effects.membership.take() {
+            assert!(0 < membership.voters().count(), "{at}: nobody could decide anything");
+            self.has_reconfigured |= at != EntryId::ZERO;
         }
         for outbound in effects.messages.drain(..) {
             if let Outbound::SendStored { range, .. } = outbound {
@@ -236,6 +257,10 @@ impl Node {
                 let command = Bytes::from_static(b"theirs");
                 Body::Propose(vec![Proposal { id, command, is_session: false }])
             }
+            13 if self.rng.below(2) == 0 => {
+                let id = ProposalId(self.near(&[]));
+                Body::ChangeMembership { id, change: self.draw_change() }
+            }
             13 => {
                 let result =
                     if self.rng.below(2) == 0 { Ok(self.draw_id()) } else { Err(Rejection::Busy) };
@@ -270,7 +295,12 @@ impl Node {
                 _ => id.term.get(),
             };
             id = EntryId::new(index, term);
-            entries.push(Entry::new(id, Payload::Command(Bytes::from_static(b"theirs"))));
+            let payload = match self.rng.below(12) {
+                0 => Payload::Membership(Arc::new(self.draw_membership())),
+                1 => Payload::Blank,
+                _ => Payload::Command(Bytes::from_static(b"theirs")),
+            };
+            entries.push(Entry::new(id, payload));
         }
         AppendEntries {
             session: Session(self.near(&[1])),
@@ -281,6 +311,63 @@ impl Node {
             readmission: None,
             entries,
         }
+    }
+
+    /// Anything that the codec lets through: nobody, many, no voters, ids that are taken.
+    fn draw_membership(&mut self) -> Membership {
+        let count = match self.rng.below(8) {
+            0 => 0,
+            1 => 30,
+            _ => 1 + self.rng.below(6),
+        };
+        let first = self.rng.below(3);
+        let mut membership =
+            Membership::of_voters((first..first + count).map(|id| (NodeId(id), id.to_string())));
+        for member in &mut membership.members {
+            let promotion = match self.rng.below(3) {
+                0 => Promotion::ByHand,
+                1 => Promotion::WhenCaughtUp,
+                _ => Promotion::Replacing(NodeId(self.rng.below(6))),
+            };
+            match self.rng.below(8) {
+                0 | 1 => member.role = MemberRole::Learner { promotion },
+                2 => member.role = MemberRole::Leaving,
+                _ => {}
+            }
+        }
+        if self.rng.below(2) == 0 {
+            membership.outgoing = (1..=self.rng.below(9)).map(NodeId).collect();
+        }
+        match self.rng.below(6) {
+            0 => membership.next_id = NodeId(self.near(&[])),
+            1 => membership.members.reverse(),
+            2 => membership.members.extend(membership.members.last().cloned()),
+            _ => {}
+        }
+        membership
+    }
+
+    fn draw_change(&mut self) -> ChangeSet {
+        let mut changes = Vec::new();
+        let count = self.rng.below(4).min(1 + self.rng.below(4));
+        for _ in 0..count {
+            let id = match self.rng.below(4) {
+                0 => NodeId(self.near(&[1, 2, 3])),
+                id => NodeId(id),
+            };
+            let (address, context) = (Arc::from(self.requests.to_string()), Bytes::new());
+            changes.push(match self.rng.below(7) {
+                0 => Change::AddLearner { address, context, auto_promote: false },
+                1 => Change::AddLearner { address, context, auto_promote: true },
+                2 => Change::Promote(id),
+                3 => Change::Demote(id),
+                4 => Change::Remove(id),
+                5 => Change::Replace { old: id, address, context },
+                _ => Change::Update { id, address, context },
+            });
+        }
+        let expect = (self.rng.below(8) == 0).then(|| self.draw_id());
+        ChangeSet { changes, expect }
     }
 
     fn draw_append_reply(&mut self) -> Body {

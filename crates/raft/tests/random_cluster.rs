@@ -13,18 +13,19 @@ use std::{
 };
 
 use kontiki_raft::{
-    Apply, Body, Bytes, Config, Effects, Entry, EntryId, Envelope, HardState, Index, Input,
-    LogWrite, Membership, NodeId, Outbound, Payload, Proposal, ProposalId, ProposalOutcome,
-    RaftCore, ReadId, ReadMode, ReadOutcome, Recovered, Role, Term, Timestamp, WriteBatch,
+    Apply, Body, Bytes, Change, ChangeSet, Config, Effects, Entry, EntryId, Envelope, HardState,
+    Index, Input, LogWrite, Membership, NodeId, Outbound, Payload, Proposal, ProposalId,
+    ProposalOutcome, RaftCore, ReadId, ReadMode, ReadOutcome, Recovered, Role, StoreId, Term,
+    Timestamp, WriteBatch,
 };
 
-const STEPS: u64 = 5_000;
+const STEPS: u64 = 10_000;
 
 #[test]
 fn safety_holds_under_any_order_of_events() {
     let mut seen = Seen::default();
-    for seed in 0..60 {
-        World::new(seed, 1 + seed % 5).run(&mut seen);
+    for seed in 0..84 {
+        World::new(seed, 1 + seed % 7).run(&mut seen);
     }
     // An empty run proves nothing.
     assert!(100 < seen.leaders, "elections: {seen:?}");
@@ -33,6 +34,10 @@ fn safety_holds_under_any_order_of_events() {
     assert!(50 < seen.lost_writes, "writes that a crash took: {seen:?}");
     assert!(100 < seen.reads, "reads: {seen:?}");
     assert!(20 < seen.overwritten, "entries that another leader replaced: {seen:?}");
+    assert!(100 < seen.changes, "changes of the membership: {seen:?}");
+    assert!(50 < seen.joint, "joint memberships that were applied: {seen:?}");
+    assert!(3 < seen.rolled_back, "memberships that were taken back: {seen:?}");
+    assert!(10 < seen.retired, "leaders that were removed: {seen:?}");
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +48,10 @@ struct Seen {
     lost_writes: usize,
     reads: usize,
     overwritten: usize,
+    changes: usize,
+    joint: usize,
+    rolled_back: usize,
+    retired: usize,
 }
 
 /// What a node's disk holds, and what is on its way there.
@@ -77,6 +86,18 @@ impl Disk {
         overwritten
     }
 
+    /// The log with all that is on its way to the disk.
+    fn written(&self) -> Vec<Entry> {
+        let mut log = self.log.clone();
+        for write in &self.queue {
+            if let Some(first) = write.batch.entries.first() {
+                log.truncate(usize::try_from(first.id.index.get() - 1).expect("small"));
+                log.extend(write.batch.entries.iter().cloned());
+            }
+        }
+        log
+    }
+
     fn recovered(&self, members: &Arc<Membership>) -> Recovered {
         let mut term_runs: Vec<EntryId> = Vec::new();
         for entry in &self.log {
@@ -88,12 +109,30 @@ impl Disk {
             hard_state: self.hard_state,
             term_runs,
             last: self.log.last().map_or(EntryId::ZERO, |entry| entry.id),
-            memberships: vec![(EntryId::ZERO, Arc::clone(members))],
+            memberships: memberships(members, &self.log).collect(),
             is_pristine: self.hard_state == HardState::default() && self.log.is_empty(),
             ..Recovered::default()
         }
     }
 }
+
+/// The memberships that a log has seen, the first of all included.
+fn memberships<'a>(
+    genesis: &Arc<Membership>,
+    log: &'a [Entry],
+) -> impl Iterator<Item = (EntryId, Arc<Membership>)> + use<'a> {
+    let first = (EntryId::ZERO, Arc::clone(genesis));
+    std::iter::once(first).chain(log.iter().filter_map(|entry| match &entry.payload {
+        Payload::Membership(membership) => Some((entry.id, Arc::clone(membership))),
+        Payload::Blank | Payload::Command(_) | Payload::Session(_) => None,
+    }))
+}
+
+/// Servers that are up and may be added, beside those that the cluster begins with.
+const SPARES: u64 = 4;
+
+/// No more members than this are asked for at once.
+const MEMBERS_MAX: usize = 8;
 
 struct Node {
     core: Option<RaftCore>,
@@ -121,10 +160,10 @@ struct World {
 
 impl World {
     fn new(seed: u64, size: u64) -> Self {
-        let members: Vec<(NodeId, &str)> = (1..=size).map(|id| (NodeId(id), "")).collect();
-        let nodes = members
-            .iter()
-            .map(|&(id, _)| (id, Node { core: None, disk: Disk::default(), applied: Index::ZERO }))
+        let members = (1..=size).map(|id| (NodeId(id), id.to_string()));
+        let nodes = (1..=size + SPARES)
+            .map(NodeId)
+            .map(|id| (id, Node { core: None, disk: Disk::default(), applied: Index::ZERO }))
             .collect();
         Self {
             seed,
@@ -146,24 +185,39 @@ impl World {
         (self.random >> 33) % below.max(1)
     }
 
+    /// One of those that are members by now, mostly.
+    fn pick_node(&mut self, ids: &[NodeId]) -> NodeId {
+        let (_, members) = memberships(&self.members, &self.committed).last().expect("the first");
+        let mut members: Vec<NodeId> = members.members.iter().map(|member| member.id).collect();
+        members.retain(|member| ids.contains(member));
+        let ids = if self.pick(8) == 0 { ids } else { &members };
+        ids[usize::try_from(self.pick(ids.len() as u64)).expect("small")]
+    }
+
     fn run(mut self, seen: &mut Seen) {
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for &id in &ids {
             self.start(id);
         }
         for _ in 0..STEPS {
-            let id = ids[usize::try_from(self.pick(ids.len() as u64)).expect("small")];
+            let id = self.pick_node(&ids);
             match self.pick(1_000) {
                 0..500 => self.deliver(seen),
                 500..700 => self.persist(id, seen),
                 700..850 => self.pass_time(id, seen),
-                850..920 => self.propose(id, seen),
+                850..900 => self.propose(id, seen),
+                900..920 => self.change(id, seen),
                 920..970 => self.read(id, seen),
-                970..976 => self.crash(id, seen),
-                976..990 => self.start(id),
-                990..995 => self.input(id, Input::TransferLeadership { to: None }, seen),
-                995 => self.cut_off(id),
-                996..997 => self.input(id, Input::PeerUnreachable { id: NodeId(1) }, seen),
+                970..973 => self.crash(id, seen),
+                973..988 => self.start(id),
+                988..992 => self.input(id, Input::TransferLeadership { to: None }, seen),
+                992..996 => self.cut_off(id),
+                996 => self.input(id, Input::PeerUnreachable { id: NodeId(1) }, seen),
+                997 => {
+                    let store = StoreId(id.get());
+                    let who = NodeId(1 + self.pick(3));
+                    self.input(who, Input::PeerStore { id, store }, seen);
+                }
                 _ => self.network.clear(),
             }
         }
@@ -182,7 +236,7 @@ impl World {
             for &id in &ids {
                 self.pass_time(id, seen);
                 self.persist(id, seen);
-                if round == 2_000 {
+                if round == 3_000 {
                     self.propose(id, seen);
                 }
             }
@@ -191,7 +245,15 @@ impl World {
                 self.receive(from, envelope, seen);
             }
         }
-        let applied: Vec<Index> = self.nodes.values().map(|node| node.applied).collect();
+        // Who is no member hears of nothing.
+        let (_, members) = memberships(&self.members, &self.committed).last().expect("the first");
+        assert!(!members.is_joint(), "seed {}: it is left: {members:?}", self.seed);
+        let applied: Vec<Index> = members
+            .members
+            .iter()
+            .filter_map(|m| self.nodes.get(&m.id))
+            .map(|n| n.applied)
+            .collect();
         let end = Index(self.committed.len() as u64);
         assert!(
             applied.iter().all(|&index| index == end) && 0 < end.get(),
@@ -266,6 +328,45 @@ impl World {
         self.input(id, Input::Propose(vec![proposal]), seen);
     }
 
+    /// Asks for any change, most of which make sense. A follower that lags may ask for more
+    /// servers than there are: those are learners that never answer.
+    fn change(&mut self, id: NodeId, seen: &mut Seen) {
+        let Some(core) = &self.nodes[&id].core else { return };
+        let membership = Membership::clone(core.status().membership);
+        let mut next_id = membership.next_id.get();
+        let mut changes = Vec::new();
+        for _ in 0..=self.pick(3) {
+            let at = self.pick(membership.members.len() as u64);
+            let member = membership.members[usize::try_from(at).expect("small")].id;
+            let can_add = self.nodes.contains_key(&NodeId(next_id))
+                && membership.members.len() + changes.len() < MEMBERS_MAX;
+            let kind = self.pick(8);
+            let (address, context) = (Arc::from(next_id.to_string()), Bytes::new());
+            changes.push(match kind {
+                0 => Change::Remove(member),
+                1 => Change::Demote(member),
+                2..=4 => Change::Promote(member),
+                5 | 6 if can_add => {
+                    next_id += 1;
+                    Change::AddLearner { address, context, auto_promote: kind == 5 }
+                }
+                7 if can_add => {
+                    next_id += 1;
+                    Change::Replace { old: member, address, context }
+                }
+                _ => Change::Update {
+                    id: member,
+                    address: format!("{member} moved").into(),
+                    context,
+                },
+            });
+        }
+        self.next_id += 1;
+        let id_of_change = ProposalId(self.next_id);
+        let change = ChangeSet { changes, expect: None };
+        self.input(id, Input::ChangeMembership { id: id_of_change, change }, seen);
+    }
+
     fn read(&mut self, id: NodeId, seen: &mut Seen) {
         self.next_id += 1;
         let read = ReadId(self.next_id);
@@ -291,7 +392,8 @@ impl World {
 
     fn receive(&mut self, from: NodeId, envelope: Envelope, seen: &mut Seen) {
         let Envelope { to, message } = envelope;
-        if self.cut.contains(&from) || self.cut.contains(&to) {
+        let is_lost = self.cut.contains(&from) || self.cut.contains(&to);
+        if is_lost || !self.nodes.contains_key(&to) {
             return;
         }
         self.input(to, Input::Message { from, message }, seen);
@@ -300,7 +402,12 @@ impl World {
     fn persist(&mut self, id: NodeId, seen: &mut Seen) {
         let node = self.nodes.get_mut(&id).expect("known");
         if let Some(write) = node.disk.queue.pop_front() {
+            let before = memberships(&self.members, &node.disk.log).last();
             seen.overwritten += node.disk.apply(write.batch);
+            let after = memberships(&self.members, &node.disk.log).last();
+            let is_back =
+                after.zip(before).is_some_and(|(after, before)| after.0.index < before.0.index);
+            seen.rolled_back += usize::from(is_back);
             self.input(id, Input::Persisted(write.ticket), seen);
         }
     }
@@ -339,14 +446,7 @@ impl World {
 
     /// Leader completeness (§5.4.3), from the disks: a leader has what was ever committed.
     fn assert_leader_is_complete(&self, id: NodeId) {
-        let node = &self.nodes[&id];
-        let mut log = node.disk.log.clone();
-        for write in &node.disk.queue {
-            if let Some(first) = write.batch.entries.first() {
-                log.truncate(usize::try_from(first.id.index.get() - 1).expect("small"));
-                log.extend(write.batch.entries.iter().cloned());
-            }
-        }
+        let log = self.nodes[&id].disk.written();
         for entry in &self.committed {
             let at = usize::try_from(entry.id.index.get() - 1).expect("small");
             assert_eq!(log.get(at), Some(entry), "seed {}: {id} leads without it", self.seed);
@@ -391,18 +491,39 @@ impl World {
                 assert_eq!(*truth, entry, "seed {}: {id} applies another entry", self.seed);
                 continue;
             }
-            let copies = self.nodes.values().filter(|n| n.disk.log.get(at) == Some(&entry));
-            assert!(
-                self.nodes.len() / 2 < copies.count(),
-                "seed {}: {} is applied and not on a quorum of disks",
-                self.seed,
-                entry.id
-            );
-            assert!(matches!(entry.payload, Payload::Blank | Payload::Command(_)), "as proposed");
+            self.assert_committed_on_quorum(&entry, seen);
             self.committed.push(entry);
         }
         let applied = self.nodes[&id].applied;
         self.input(id, Input::Applied { upto: applied, durable: Index::ZERO }, seen);
+    }
+
+    /// `CommittedOnQuorum`: what is applied is on a quorum of disks, of the membership in force
+    /// at its index or of one that a leader has appended since.
+    fn assert_committed_on_quorum(&self, entry: &Entry, seen: &mut Seen) {
+        let at = usize::try_from(entry.id.index.get() - 1).expect("small");
+        let holds = |id: NodeId| {
+            self.nodes.get(&id).is_some_and(|node| node.disk.log.get(at) == Some(entry))
+        };
+        if let Payload::Membership(membership) = &entry.payload {
+            seen.changes += 1;
+            seen.joint += usize::from(membership.is_joint());
+            let leader = self.leaders.get(&entry.id.term);
+            seen.retired += usize::from(leader.is_some_and(|&id| !membership.is_voter(id)));
+        }
+        let is_on_quorum = self.nodes.values().any(|node| {
+            let log = node.disk.written();
+            let memberships: Vec<_> = memberships(&self.members, &log).collect();
+            // The one in force at the index is the last that is not after it.
+            let in_force = memberships.partition_point(|(id, _)| id.index <= entry.id.index) - 1;
+            log.get(at) == Some(entry)
+                && memberships[in_force..].iter().any(|(_, later)| later.has_quorum(holds))
+        });
+        assert!(
+            is_on_quorum,
+            "seed {}: {} is applied and not on a quorum of disks",
+            self.seed, entry.id
+        );
     }
 
     fn on_read_outcome(&mut self, id: NodeId, outcome: &ReadOutcome, seen: &mut Seen) {

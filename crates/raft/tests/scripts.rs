@@ -11,8 +11,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const TOPICS: [&str; 8] =
-    ["election", "proposals", "reads", "replication", "snapshots", "storage", "timing", "transfer"];
+const TOPICS: [&str; 10] = [
+    "election",
+    "membership",
+    "priority",
+    "proposals",
+    "reads",
+    "replication",
+    "snapshots",
+    "storage",
+    "timing",
+    "transfer",
+];
 
 fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts")
@@ -60,6 +70,16 @@ fn every_topic_is_played() {
 #[test]
 fn election() {
     play("election");
+}
+
+#[test]
+fn membership() {
+    play("membership");
+}
+
+#[test]
+fn priority() {
+    play("priority");
 }
 
 #[test]

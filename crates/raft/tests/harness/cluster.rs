@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, error::Error, fmt::Write as _, sync::Arc, time::Duration};
 
 use kontiki_raft::{
-    Apply, Body, Config, Effects, Entry, EntryId, HardState, Index, Input, Membership, Message,
-    NodeId, Outbound, Payload, ProposalId, ProposalOutcome, RaftCore, ReadOutcome, Role, Session,
-    SoftState, Term, Timestamp, WriteTicket,
+    Apply, Body, ChangeSet, Config, Effects, Entry, EntryId, HardState, Index, Input, Membership,
+    Message, NodeId, Outbound, Payload, ProposalId, ProposalOutcome, RaftCore, ReadOutcome, Role,
+    Session, SoftState, Term, Timestamp, WriteTicket,
 };
 
 use super::{
@@ -34,6 +34,8 @@ pub(crate) struct Node {
     pub(crate) applied: Index,
     /// What the reader was told last.
     told: SoftState,
+    /// The reader knows which membership it started with.
+    is_membership_told: bool,
 }
 
 /// Everything that a script plays with.
@@ -46,7 +48,7 @@ pub(crate) struct Cluster {
     pub(crate) is_machine_durable: bool,
     /// Snapshots on their way, each with the session to name and what it must reach.
     pub(crate) shipments: BTreeMap<Link, (Session, Index)>,
-    /// What clients call their proposals: by the command.
+    /// What was asked for: `propose` with the command, or `change`.
     proposals: BTreeMap<ProposalId, String>,
     pub(crate) requests: u64,
     checks: Checks,
@@ -57,11 +59,15 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// `count` nodes that are not started yet.
-    pub(crate) fn new(count: u64, is_machine_durable: bool, tune: impl Fn(&mut Config)) -> Self {
-        let ids = (1..=count).map(NodeId);
-        let genesis = Arc::new(Membership::of_voters(ids.clone().map(|id| (id, id.to_string()))));
-        let nodes = ids.map(|id| {
+    /// `count` voters, and `spare` nodes that are no members, that are not started yet.
+    pub(crate) fn new(
+        (count, spare): (u64, u64),
+        is_machine_durable: bool,
+        tune: impl Fn(&mut Config),
+    ) -> Self {
+        let voters = (1..=count).map(|id| (NodeId(id), NodeId(id).to_string()));
+        let genesis = Arc::new(Membership::of_voters(voters));
+        let nodes = (1..=count + spare).map(NodeId).map(|id| {
             let mut config = Config::new(id, id.get());
             tune(&mut config);
             (id, Node::new(config))
@@ -149,6 +155,7 @@ impl Cluster {
         let core = RaftCore::new(node.config.clone(), recovered, now)?;
         node.told = core.status().soft_state;
         node.core = Some(core);
+        node.is_membership_told = false;
         self.carry_out(id)
     }
 
@@ -171,10 +178,18 @@ impl Cluster {
             self.requests += 1;
             let id = ProposalId(self.requests);
             let command = kontiki_raft::Bytes::from(command);
-            self.proposals.insert(id, print::command(&command));
+            self.proposals.insert(id, format!("propose {}", print::command(&command)));
             proposals.push(kontiki_raft::Proposal { id, command, is_session: false });
         }
         self.step(id, Input::Propose(proposals))
+    }
+
+    /// Asks for another membership.
+    pub(crate) fn change(&mut self, id: NodeId, change: ChangeSet) -> Result<()> {
+        self.requests += 1;
+        let proposal = ProposalId(self.requests);
+        self.proposals.insert(proposal, "change".to_owned());
+        self.step(id, Input::ChangeMembership { id: proposal, change })
     }
 
     /// Polls a node until it wants nothing more.
@@ -196,6 +211,12 @@ impl Cluster {
     fn carry_out_once(&mut self, id: NodeId, effects: &mut Effects) -> Result<()> {
         if let Some(soft_state) = effects.soft_state {
             self.tell_soft_state(id, soft_state)?;
+        }
+        if let Some((at, membership)) = effects.membership.take() {
+            let is_news = std::mem::replace(&mut self.node(id)?.is_membership_told, true);
+            if is_news {
+                self.say_as(id, &format!("membership {at} {}", print::membership(&membership)))?;
+            }
         }
         if let Some(write) = effects.write.take() {
             let node = self.node(id)?;
@@ -316,7 +337,7 @@ impl Cluster {
         };
         let name = self.proposals.remove(proposal);
         let name = name.ok_or_else(|| format!("{proposal} has more than one outcome: {what}"))?;
-        self.say_as(id, &format!("propose {name} {what}"))
+        self.say_as(id, &format!("{name} {what}"))
     }
 
     fn send(&mut self, from: NodeId, outbound: Outbound) -> Result<()> {
@@ -460,6 +481,7 @@ impl Node {
             can_read_back: true,
             handed: Index::ZERO,
             applied: Index::ZERO,
+            is_membership_told: false,
             told: SoftState { role: Role::Follower, term: Term::ZERO, leader: None },
         }
     }
@@ -530,7 +552,7 @@ pub(crate) fn image(log: &Log, term: u64, vote: Option<NodeId>, commit: u64) -> 
             commit: Index(commit),
         },
         start: EntryId::ZERO,
-        entries,
         membership: None,
+        entries,
     }
 }

@@ -46,6 +46,12 @@ pub(crate) enum Command {
         /// The state machine keeps what it has applied over a crash.
         #[arg(key, optional)]
         durable_machine: bool,
+        /// So many nodes more are up, and are no members yet.
+        #[arg(key)]
+        spare: Option<u64>,
+        /// The priorities of the nodes, from `n1` on.
+        #[arg(key, optional)]
+        priorities: Log,
     },
     /// The state machine of a node writes a snapshot of what it has applied. It is durable.
     Snapshot(Name),
@@ -104,6 +110,38 @@ pub(crate) enum Command {
     },
     /// Asks for a linearizable read at a node.
     Read(Name),
+    /// Asks a node to change the membership, in this order: removals, demotions, additions,
+    /// replacements, promotions.
+    Change {
+        name: Name,
+        #[arg(key, optional)]
+        remove: Names,
+        #[arg(key, optional)]
+        demote: Names,
+        /// Learners that are promoted by hand.
+        #[arg(key, optional)]
+        add: Names,
+        /// Learners that are promoted when they have caught up.
+        #[arg(key, optional)]
+        join: Names,
+        #[arg(key)]
+        replace: Option<Name>,
+        /// Who takes the place of `replace`.
+        #[arg(key)]
+        by: Option<Name>,
+        #[arg(key, optional)]
+        promote: Names,
+        /// The node is reached elsewhere.
+        #[arg(key, optional)]
+        update: Names,
+        /// The entry of the membership that the change is for: its index and term.
+        #[arg(key, optional)]
+        expect: Log,
+    },
+    /// Shows the membership in force at a node.
+    Members(Name),
+    /// The transport of the first node meets the second, with this data directory.
+    Meet(Name, Name, u64),
     /// Asks a leader to hand over, to `to` or to the best follower.
     Transfer {
         name: Name,
@@ -175,7 +213,7 @@ impl FromStr for Name {
 }
 
 /// `n1,n2`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Names(pub(crate) Vec<NodeId>);
 
 impl FromStr for Names {

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use kontiki_raft::{
-    Entry, EntryId, HardState, Index, LogWrite, Membership, Recovered, SnapshotMeta, WriteBatch,
-    WriteTicket,
+    Entry, EntryId, HardState, Index, LogWrite, Membership, Payload, Recovered, SnapshotMeta,
+    WriteBatch, WriteTicket,
 };
 use std::{ops::RangeInclusive, sync::Arc};
 
@@ -14,9 +14,9 @@ pub(crate) struct Image {
     pub(crate) hard_state: HardState,
     /// The entry before the first.
     pub(crate) start: EntryId,
+    /// The newest membership of what is purged or replaced by a snapshot; of the birth if none.
+    pub(crate) membership: Option<(EntryId, Arc<Membership>)>,
     pub(crate) entries: Vec<Entry>,
-    /// The membership of the snapshot after which the log starts; of the birth if none.
-    pub(crate) membership: Option<Arc<Membership>>,
 }
 
 impl Image {
@@ -27,7 +27,7 @@ impl Image {
         if let Some(meta) = &batch.reset_to {
             self.entries.clear();
             self.start = meta.last;
-            self.membership = Some(Arc::clone(&meta.membership));
+            self.membership = Some((meta.last, Arc::clone(&meta.membership)));
         }
         if let Some(first) = batch.entries.first() {
             assert!(
@@ -50,8 +50,23 @@ impl Image {
         self.entries.iter().filter(|entry| range.contains(&entry.id.index)).cloned().collect()
     }
 
+    /// The memberships that stand in the log.
+    fn memberships(&self) -> impl Iterator<Item = (EntryId, Arc<Membership>)> {
+        self.entries.iter().filter_map(|entry| match &entry.payload {
+            Payload::Membership(membership) => Some((entry.id, Arc::clone(membership))),
+            Payload::Blank | Payload::Command(_) | Payload::Session(_) => None,
+        })
+    }
+
+    /// The membership in force at `index`, unless it is that of the birth.
+    pub(crate) fn membership_at(&self, index: Index) -> Option<(EntryId, Arc<Membership>)> {
+        let in_log = self.memberships().take_while(|(at, _)| at.index <= index).last();
+        in_log.or_else(|| self.membership.clone())
+    }
+
     /// Removes everything up to and including `upto`.
     fn purge(&mut self, upto: EntryId) {
+        self.membership = self.membership_at(upto.index);
         self.entries.retain(|entry| upto.index < entry.id.index);
         self.start = upto;
     }
@@ -119,15 +134,14 @@ impl Disk {
                 term_runs.push(entry.id);
             }
         }
+        let first = self.durable.membership.clone();
+        let first = first.unwrap_or_else(|| (EntryId::ZERO, Arc::clone(genesis)));
         Recovered {
             hard_state: self.durable.hard_state,
             log_start: self.durable.start,
             term_runs,
             last: self.durable.last(),
-            memberships: vec![match &self.durable.membership {
-                Some(membership) => (self.durable.start, Arc::clone(membership)),
-                None => (EntryId::ZERO, Arc::clone(genesis)),
-            }],
+            memberships: [first].into_iter().chain(self.durable.memberships()).collect(),
             applied,
             is_pristine: self.durable.last() == EntryId::ZERO
                 && self.durable.hard_state == HardState::default(),

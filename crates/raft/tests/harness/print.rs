@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use kontiki_raft::{
-    AppendEntries, AppendEntriesReply, AppendResult, Body, Bytes, Entry, EntryId, Message, Payload,
-    ProposalId, RequestVote, RequestVoteReply, VoteKind,
+    AppendEntries, AppendEntriesReply, AppendResult, Body, Bytes, Change, ChangeSet, Entry,
+    EntryId, MemberRole, Membership, Message, NodeId, Payload, Promotion, ProposalId, RequestVote,
+    RequestVoteReply, VoteKind,
 };
 
 use super::command::Link;
@@ -40,8 +41,46 @@ pub(crate) fn entry(entry: &Entry) -> String {
             format!("{}={}", entry.id, command(bytes))
         }
         Payload::Blank => entry.id.to_string(),
-        Payload::Membership(_) => format!("{}=membership", entry.id),
+        Payload::Membership(members) => format!("{}={}", entry.id, membership(members)),
     }
+}
+
+/// `{n1 n2 n3 +n4}`: voters, and with a plus learners, with one more those that are promoted
+/// when they have caught up. `{n1 n2 n4 & n1 n2 n3}` is joint, the outgoing voters come last.
+pub(crate) fn membership(membership: &Membership) -> String {
+    let mut words: Vec<String> = membership.voters().map(|id| id.to_string()).collect();
+    for member in &membership.members {
+        let id = member.id;
+        match member.role {
+            MemberRole::Learner { promotion: Promotion::ByHand } => words.push(format!("+{id}")),
+            MemberRole::Learner { promotion: Promotion::WhenCaughtUp } => {
+                words.push(format!("++{id}"));
+            }
+            MemberRole::Learner { promotion: Promotion::Replacing(old) } => {
+                words.push(format!("++{id} for {old}"));
+            }
+            _ => {}
+        }
+    }
+    if membership.is_joint() {
+        words.push("&".to_owned());
+        words.extend(membership.outgoing.iter().map(NodeId::to_string));
+    }
+    format!("{{{}}}", words.join(" "))
+}
+
+/// What is asked for, as a script would.
+fn change(change: &ChangeSet) -> String {
+    let step = |step: &Change| match step {
+        Change::AddLearner { address, auto_promote: false, .. } => format!("add={address}"),
+        Change::AddLearner { address, auto_promote: true, .. } => format!("join={address}"),
+        Change::Promote(id) => format!("promote={id}"),
+        Change::Demote(id) => format!("demote={id}"),
+        Change::Remove(id) => format!("remove={id}"),
+        Change::Replace { old, address, .. } => format!("replace={old} by={address}"),
+        Change::Update { id, .. } => format!("update={id}"),
+    };
+    change.changes.iter().map(step).collect::<Vec<_>>().join(" ")
 }
 
 /// The command, or its size when it is long.
@@ -98,8 +137,9 @@ impl Names {
                 let commands: Vec<String> = proposals.iter().map(|p| command(&p.command)).collect();
                 format!("Propose [{}]", commands.join(" "))
             }
-            Body::ChangeMembership { change, .. } => {
-                format!("ChangeMembership {:?}", change.changes)
+            Body::ChangeMembership { id, change: wanted } => {
+                self.proposals.insert(*id, "change".to_owned());
+                format!("ChangeMembership {}", change(wanted))
             }
             Body::ProposeReply(results) => {
                 let results: Vec<String> = results

@@ -3,11 +3,16 @@
 use std::{error::Error, path::Path};
 
 use goldenscript::{Context, Runner};
-use kontiki_raft::{Config, Entry, EntryId, Input, Message, NodeId, Payload, ReadId, Role, Term};
+use kontiki_raft::{
+    Bytes, Change, ChangeSet, Config, Entry, EntryId, Input, Message, NodeId, Payload, ReadId,
+    Role, StoreId, Term,
+};
 
 use super::{
     cluster::{Cluster, Result, image},
     command::{Command, Link, Name, Pace},
+    disk::Image,
+    print,
 };
 
 /// Plays the script at `path`. With `UPDATE_GOLDENFILES=1` what is observed is written into it.
@@ -109,6 +114,8 @@ fn start(command: &Command) -> Result<Cluster> {
         log_bytes_max,
         purge_min,
         durable_machine,
+        spare,
+        priorities,
     } = command
     else {
         return Err("not a cluster".into());
@@ -125,6 +132,9 @@ fn start(command: &Command) -> Result<Cluster> {
             (*cache_bytes_max, &mut config.log_cache_bytes_max),
             (*pending_reads_max, &mut config.pending_reads_max),
         ];
+        let at = usize::try_from(config.id.get()).unwrap_or(usize::MAX) - 1;
+        let priority = priorities.0.get(at).and_then(|&given| u8::try_from(given).ok());
+        config.priority = priority.unwrap_or_default();
         config.purge_entries_min = purge_min.unwrap_or(config.purge_entries_min);
         // No script is as long as what a server keeps.
         config.log_keep_bytes = keep_bytes.unwrap_or_default();
@@ -133,7 +143,11 @@ fn start(command: &Command) -> Result<Cluster> {
             *bound = given.unwrap_or(*bound);
         }
     };
-    let mut cluster = Cluster::new(*nodes, *durable_machine, tune);
+    let spare = spare.unwrap_or_default();
+    let mut cluster = Cluster::new((*nodes, spare), *durable_machine, tune);
+    for id in (*nodes + 1..=*nodes + spare).map(NodeId) {
+        cluster.start(id, Image::default())?;
+    }
     for id in (1..=*nodes).map(NodeId) {
         cluster.start(id, image(log, *term, None, *commit))?;
     }
@@ -165,9 +179,10 @@ fn perform(cluster: &mut Cluster, command: &Command) -> Result<()> {
             Ok(())
         }
         Command::Run(time) => cluster.advance(time.0, &[], true),
-        Command::Propose { .. } | Command::Read(_) | Command::Transfer { .. } => {
-            ask(cluster, command)
-        }
+        Command::Propose { .. }
+        | Command::Read(_)
+        | Command::Change { .. }
+        | Command::Transfer { .. } => ask(cluster, command),
         Command::Persist { name, count } => {
             cluster.persist(name.0, count.unwrap_or(usize::MAX))?;
             cluster.settle(name.0)
@@ -186,6 +201,9 @@ fn perform(cluster: &mut Cluster, command: &Command) -> Result<()> {
         Command::Snapshot(name) => cluster.snapshot(name.0),
         Command::Ship { link, unheard } => cluster.arrive(*link, !unheard),
         Command::LoseSnapshot(link) => cluster.lose_snapshot(*link),
+        Command::Meet(name, peer, store) => {
+            cluster.step(name.0, Input::PeerStore { id: peer.0, store: StoreId(*store) })
+        }
         Command::Disk(..) | Command::Machine(..) | Command::FailReads(_) => set(cluster, command),
         Command::Crash(names) => names.iter().try_for_each(|name| cluster.crash(name.0)),
         Command::Restart(names) => names.iter().try_for_each(|name| cluster.restart(name.0)),
@@ -193,6 +211,7 @@ fn perform(cluster: &mut Cluster, command: &Command) -> Result<()> {
             names_or_all(cluster, names).into_iter().try_for_each(|id| show_status(cluster, id))
         }
         Command::Progress(name) => show_progress(cluster, name.0),
+        Command::Members(name) => show_members(cluster, name.0),
         Command::Deliver(_)
         | Command::Drop(_)
         | Command::Dup(_)
@@ -220,12 +239,52 @@ fn ask(cluster: &mut Cluster, command: &Command) -> Result<()> {
             let id = ReadId(cluster.requests);
             cluster.step(name.0, Input::Read { id, mode: kontiki_raft::ReadMode::ReadIndex })
         }
+        Command::Change { name, .. } => cluster.change(name.0, change_set(command)?),
         Command::Transfer { name, to } => {
             let to = to.map(|to| to.0);
             cluster.step(name.0, Input::TransferLeadership { to })
         }
         other => Err(format!("{other:?} asks for nothing").into()),
     }
+}
+
+fn change_set(command: &Command) -> Result<ChangeSet> {
+    let Command::Change { remove, demote, add, join, replace, by, promote, update, expect, .. } =
+        command
+    else {
+        return Err("not a change".into());
+    };
+    let learner = |auto_promote: bool| {
+        move |id: &NodeId| Change::AddLearner {
+            address: id.to_string().into(),
+            context: Bytes::new(),
+            auto_promote,
+        }
+    };
+    let replace = replace.zip(*by).map(|(old, new)| Change::Replace {
+        old: old.0,
+        address: new.0.to_string().into(),
+        context: Bytes::new(),
+    });
+    let update = update.0.iter().map(|id| Change::Update {
+        id: *id,
+        address: format!("{id}-elsewhere").into(),
+        context: Bytes::new(),
+    });
+    let changes = (remove.0.iter().copied().map(Change::Remove))
+        .chain(demote.0.iter().copied().map(Change::Demote))
+        .chain(add.0.iter().map(learner(false)))
+        .chain(join.0.iter().map(learner(true)))
+        .chain(replace)
+        .chain(promote.0.iter().copied().map(Change::Promote))
+        .chain(update)
+        .collect();
+    let expect = match expect.0.as_slice() {
+        [] => None,
+        &[index, term] => Some(EntryId::new(index, term)),
+        other => return Err(format!("{other:?} is not an entry such as 3,1").into()),
+    };
+    Ok(ChangeSet { changes, expect })
 }
 
 /// The commands that touch the network only.
@@ -352,6 +411,19 @@ fn show_status(cluster: &mut Cluster, id: NodeId) -> Result<()> {
         line = format!("{line}  match: {}", matches.join(" "));
     }
     cluster.say(&line);
+    Ok(())
+}
+
+fn show_members(cluster: &mut Cluster, id: NodeId) -> Result<()> {
+    let status = cluster.core(id)?.status();
+    let line = format!("{} {}", status.membership_at, print::membership(status.membership));
+    let stores = status
+        .membership
+        .members
+        .iter()
+        .filter_map(|member| member.store.map(|store| format!(" {}={store}", member.id)));
+    let stores: String = stores.collect();
+    cluster.say(&if stores.is_empty() { line } else { format!("{line} stores:{stores}") });
     Ok(())
 }
 

@@ -28,7 +28,7 @@ impl Cluster {
             .chain(log.entries.iter().map(|entry| entry.id))
             .find(|at| at.index == node.applied)
             .ok_or_else(|| format!("{id} has applied nothing that its log holds"))?;
-        let membership = log.membership.clone().unwrap_or(genesis);
+        let (_, membership) = log.membership_at(last.index).unwrap_or((EntryId::ZERO, genesis));
         let meta = SnapshotMeta { last, membership };
         node.disk.snapshots.push(meta.clone());
         Ok(meta)
