@@ -10,11 +10,11 @@ use crate::{
 };
 
 /// Within this, writes must be possible again after the death of a leader.
-const GAP_MAX: Duration = Duration::from_secs(2);
+pub(crate) const GAP_MAX: Duration = Duration::from_secs(2);
 
-const CLIENTS: usize = 16;
+pub(crate) const CLIENTS: usize = 16;
 
-async fn pause(time: Duration) {
+pub(crate) async fn pause(time: Duration) {
     tokio::time::sleep(time).await;
 }
 

@@ -55,6 +55,11 @@ pub(crate) struct Load {
 impl Load {
     /// Starts clients, spread over the servers. One that fails goes on with the next server.
     pub(crate) async fn start(servers: &Servers, clients: usize) -> Self {
+        Self::with_values(servers, clients, 0).await
+    }
+
+    /// As [`start`](Self::start), with values of at least so many bytes.
+    pub(crate) async fn with_values(servers: &Servers, clients: usize, bytes: usize) -> Self {
         let endpoints = servers.endpoints();
         let first = client_of(&endpoints[0]).await;
         let before =
@@ -72,6 +77,7 @@ impl Load {
             connections.rotate_left(number % endpoints.len());
             let worker = Worker {
                 number,
+                bytes,
                 connections,
                 history: Rc::clone(&history),
                 is_stopping: Rc::clone(&is_stopping),
@@ -111,6 +117,8 @@ impl Load {
 
 struct Worker {
     number: usize,
+    /// Length of a value, at least.
+    bytes: usize,
     /// The preferred server is the first.
     connections: Vec<Client>,
     history: Rc<RefCell<History>>,
@@ -124,7 +132,7 @@ impl Worker {
         while !self.is_stopping.get() {
             let key = format!("register/{}", fastrand::usize(..REGISTERS));
             sequence += 1;
-            let value = format!("{}-{sequence}", self.number);
+            let value = format!("{:0<1$}", format!("{}-{sequence}.", self.number), self.bytes);
             let is_done = match fastrand::usize(..10) {
                 0..4 => self.put(key, value).await,
                 4 => self.swap(key, value).await,

@@ -5,9 +5,13 @@
 #![expect(clippy::print_stderr, reason = "what the servers logged belongs to a failure")]
 
 mod chaos;
+mod chaos_disk;
+mod chaos_links;
 mod cluster;
 mod commands;
 mod dev;
+mod failing_disk;
 mod flags;
 mod load;
+mod proxy;
 mod servers;

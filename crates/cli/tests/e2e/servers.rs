@@ -14,6 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
+use crate::proxy::Links;
+
 /// The program under test.
 pub(crate) const KONTIKI: &str = env!("CARGO_BIN_EXE_kontiki");
 
@@ -93,13 +95,17 @@ pub(crate) fn signal(child: &Child, signal: Signal) {
 pub(crate) struct Servers {
     pub(crate) dir: TempDir,
     nodes: Vec<Node>,
-    members: String,
+    /// Where they pass through, if not directly.
+    links: Option<Links>,
 }
 
 struct Node {
     name: String,
     client_port: u16,
     peer_port: u16,
+    /// Where the others find it: its peer port, or that of a proxy.
+    advertised_port: u16,
+    env: Vec<(&'static str, String)>,
     child: Option<Child>,
 }
 
@@ -126,6 +132,26 @@ impl Drop for Servers {
 impl Servers {
     /// Starts three servers and waits until they serve.
     pub(crate) async fn three() -> Self {
+        let mut servers = Self::unstarted();
+        servers.start_all().await;
+        servers
+    }
+
+    /// Starts three servers that reach each other through proxies.
+    pub(crate) async fn behind(links: &Links) -> Self {
+        let mut servers = Self::unstarted();
+        let ports = free_ports(3);
+        for (index, (&port, node)) in ports.iter().zip(&mut servers.nodes).enumerate() {
+            node.advertised_port = port;
+            links.add(index, port, node.peer_port).await;
+        }
+        servers.links = Some(links.clone());
+        servers.start_all().await;
+        servers
+    }
+
+    /// Three servers that do not run yet.
+    pub(crate) fn unstarted() -> Self {
         let ports = free_ports(6);
         let nodes: Vec<Node> = ports
             .chunks(2)
@@ -134,33 +160,45 @@ impl Servers {
                 name: format!("n{number}"),
                 client_port: ports[0],
                 peer_port: ports[1],
+                advertised_port: ports[1],
+                env: Vec::new(),
                 child: None,
             })
             .collect();
-        let members: Vec<String> = nodes
-            .iter()
-            .map(|node| format!("{}=http://127.0.0.1:{}", node.name, node.peer_port))
-            .collect();
-        let mut servers = Self { dir: directory(), nodes, members: members.join(",") };
-        for index in 0..3 {
-            servers.start(index);
+        Self { dir: directory(), nodes, links: None }
+    }
+
+    /// Starts all servers and waits until they serve.
+    pub(crate) async fn start_all(&mut self) {
+        for index in 0..self.nodes.len() {
+            self.start(index);
         }
-        for index in 0..3 {
-            servers.until_ready(index).await;
+        for index in 0..self.nodes.len() {
+            self.until_ready(index).await;
         }
-        servers
+    }
+
+    /// Sets an environment variable for the next start of a server.
+    pub(crate) fn set_env(&mut self, index: usize, name: &'static str, value: String) {
+        self.nodes[index].env.push((name, value));
     }
 
     /// The flags of a server.
     pub(crate) fn flags(&self, index: usize) -> Vec<String> {
         let node = &self.nodes[index];
+        let members: Vec<String> = self
+            .nodes
+            .iter()
+            .map(|node| format!("{}=http://127.0.0.1:{}", node.name, node.advertised_port))
+            .collect();
         let mut flags = vec![
             "serve".to_owned(),
             format!("--name={}", node.name),
             format!("--data-dir={}", self.data_dir(index).display()),
             format!("--listen-client-urls=http://127.0.0.1:{}", node.client_port),
             format!("--listen-peer-urls=http://127.0.0.1:{}", node.peer_port),
-            format!("--initial-cluster={}", self.members),
+            format!("--initial-advertise-peer-urls=http://127.0.0.1:{}", node.advertised_port),
+            format!("--initial-cluster={}", members.join(",")),
             "--log-segment-bytes=1048576".to_owned(),
             "--stop-with-stdin".to_owned(),
         ];
@@ -171,7 +209,10 @@ impl Servers {
     /// Starts a server that does not run.
     pub(crate) fn start(&mut self, index: usize) {
         let log = OpenOptions::new().create(true).append(true).open(self.log_path(index));
-        let child = spawn(&self.flags(index), log.unwrap());
+        let child = spawn_with(&self.flags(index), &self.nodes[index].env, log.unwrap());
+        if let Some(links) = &self.links {
+            links.set_process(index, Some(child.id()));
+        }
         self.nodes[index].child = Some(child);
     }
 
@@ -247,8 +288,13 @@ impl Servers {
 
 /// Starts a server with a lifeline: it stops when the test's process is gone.
 pub(crate) fn spawn(flags: &[String], log: File) -> Child {
+    spawn_with(flags, &[], log)
+}
+
+fn spawn_with(flags: &[String], env: &[(&'static str, String)], log: File) -> Child {
     Command::new(KONTIKI)
         .args(flags)
+        .envs(env.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(log)
