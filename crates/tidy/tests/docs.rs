@@ -172,20 +172,16 @@ fn the_minimum_rust_version_is_the_same_everywhere() {
     assert!(readme.text.contains(&format!("Rust {version}")), "README.md says Rust {version}");
 }
 
-/// The bugs of other Raft systems that can happen to what is built so far. Each has a test that
-/// names it: `grep -rn "Pitfall B2" crates` finds the proof.
-const PITFALLS: [&str; 42] = [
-    "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B9", "B11", "B12", "B13", "B14", "B15", "B17", "R1",
-    "R2", "R3", "R5", "R6", "R9", "R10", "R11", "R12", "M6", "M13", "M14", "M15", "M19", "D1",
-    "D2", "D3", "D4", "D5", "D6", "D7", "D8", "D9", "D11", "D12", "D13", "D14", "D15",
+/// Pitfalls whose code is not there yet. To be emptied.
+const OPEN: &[&str] = &[
+    "B1", "B10", "B16", "B18", "R4", "R7", "M1", "M2", "M3", "M4", "M5", "M8", "M9", "M10", "M16",
+    "M17", "M18", "M20", "D10",
 ];
 
-#[test]
-fn every_pitfall_that_applies_has_a_test() {
-    let scripts =
-        files("crates", "txt").into_iter().filter(|file| file.path.contains("/tests/scripts/"));
+/// The lines of tests and scripts that name a pitfall.
+fn lines_about_pitfalls() -> String {
     let mut told = String::new();
-    for file in scripts.chain(sources()) {
+    for file in scripts().chain(sources()) {
         let is_test = file.path.contains("/tests/") && !file.path.starts_with("crates/tidy/");
         let text =
             if is_test { file.text.as_str() } else { &file.text[file.without_tests().len()..] };
@@ -194,7 +190,49 @@ fn every_pitfall_that_applies_has_a_test() {
             told.push('\n');
         }
     }
-    let missing: Vec<&str> =
-        PITFALLS.into_iter().filter(|pitfall| !has_word(&told, pitfall)).collect();
+    told
+}
+
+fn scripts() -> impl Iterator<Item = File> {
+    files("crates", "txt").into_iter().filter(|file| file.path.contains("/tests/scripts/"))
+}
+
+/// The bugs of other Raft systems: each has a row, and each has a test that names it, so that
+/// `grep -rn "Pitfall B2" crates` finds the proof.
+#[test]
+fn every_pitfall_has_a_row_and_a_test() {
+    let rows = table(&File::read("docs/testing.md").text, "## Pitfalls");
+    let listed: Vec<&str> = rows.iter().map(|row| row[0].as_str()).collect();
+    let all: Vec<String> = [("B", 18), ("R", 12), ("M", 20), ("D", 15)]
+        .iter()
+        .flat_map(|&(kind, count)| (1..=count).map(move |number| format!("{kind}{number}")))
+        .collect();
+    assert_eq!(listed, all, "docs/testing.md lists the pitfalls, each once and in order");
+
+    let told = lines_about_pitfalls();
+    let missing: Vec<&str> = listed
+        .into_iter()
+        .filter(|pitfall| !has_word(&told, pitfall) && !OPEN.contains(pitfall))
+        .collect();
     assert!(missing.is_empty(), "no test names the pitfalls {missing:?}");
+}
+
+/// What a row says to show it is there: a script, or a test.
+#[test]
+fn every_test_that_a_pitfall_names_exists() {
+    let tree = tree();
+    let scripts: String = scripts().map(|script| script.path + "\n").collect();
+    for row in table(&File::read("docs/testing.md").text, "## Pitfalls") {
+        let [pitfall, _, tests] = row.as_slice() else { panic!("three cells: {row:?}") };
+        let names = quoted(tests);
+        assert!(!names.is_empty() || OPEN.contains(&pitfall.as_str()), "{pitfall} names no test");
+        for name in names {
+            let is_there = if name.contains('/') {
+                scripts.contains(&format!("/tests/scripts/{name}.txt"))
+            } else {
+                has_word(&tree, &format!("fn {name}"))
+            };
+            assert!(is_there, "{pitfall} names {name}, which is not there");
+        }
+    }
 }

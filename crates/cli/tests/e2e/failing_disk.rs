@@ -25,7 +25,7 @@ impl FailingDisk {
         let path = |path: &Path| path.display().to_string();
         servers.set_env(index, "LD_PRELOAD", path(&shim));
         servers.set_env(index, "KONTIKI_DISK", path(&control));
-        servers.set_env(index, "KONTIKI_DATA", path(&data));
+        servers.set_env(index, "KONTIKI_DATA", format!("{}/", path(&data)));
         Some(Self { control })
     }
 
@@ -34,7 +34,7 @@ impl FailingDisk {
         fs::write(&self.control, "eio").unwrap();
     }
 
-    /// From now on no file grows.
+    /// From now on no file of the log grows.
     pub(crate) fn fill(&self) {
         fs::write(&self.control, "full").unwrap();
     }

@@ -102,15 +102,17 @@ enum Suite {
     Scripts,
     Raft,
     Log,
+    /// The log on the simulated disk.
+    LogDisk,
 }
 
 impl Suite {
-    const ALL: [Self; 2] = [Self::Raft, Self::Log];
+    const ALL: [Self; 3] = [Self::Raft, Self::Log, Self::LogDisk];
 
     /// Those that know the file.
     fn of(file: &str) -> &'static [Self] {
         let is_raft = file.starts_with("crates/raft/");
-        if is_raft { &[Self::Scripts, Self::Raft] } else { &[Self::Log] }
+        if is_raft { &[Self::Scripts, Self::Raft] } else { &[Self::Log, Self::LogDisk] }
     }
 
     fn arguments(self) -> &'static [&'static str] {
@@ -118,6 +120,7 @@ impl Suite {
             Self::Scripts => &["-p", "kontiki-raft", "--test", "scripts"],
             Self::Raft => &["-p", "kontiki-raft", "--lib", "--tests"],
             Self::Log => &["-p", "kontiki-disk", "-p", "kontiki-log", "--lib", "--tests"],
+            Self::LogDisk => &["-p", "kontiki-sim", "--test", "log_disk"],
         }
     }
 }
