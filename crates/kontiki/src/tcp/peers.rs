@@ -123,7 +123,7 @@ impl Shared {
     }
 
     /// The last word to a former member is out, or will never be.
-    fn end_leave(&self, id: NodeId, leave: u64) {
+    pub(super) fn end_leave(&self, id: NodeId, leave: u64) {
         let mut table = self.table();
         let is_connected = table.incoming.has(id);
         let Some(peer) = table.peers.get_mut(&id) else { return };

@@ -45,6 +45,16 @@ fn start(
     membership: &Arc<Membership>,
     snapshots: Option<store::Memory>,
 ) -> Subject {
+    start_with(listener, id, membership, snapshots, TIMES)
+}
+
+fn start_with(
+    listener: TcpListener,
+    id: u64,
+    membership: &Arc<Membership>,
+    snapshots: Option<store::Memory>,
+    times: Times,
+) -> Subject {
     let address = listener.local_addr().unwrap().to_string();
     let local = Local {
         id: NodeId(id),
@@ -58,7 +68,7 @@ fn start(
     };
     let (inbox, outlet) = Inbox::new();
     let life = getrandom::u64().unwrap();
-    let times = Times { grace: Duration::from_millis(50), ..TIMES };
+    let times = Times { grace: Duration::from_millis(50), ..times };
     let links = Box::new(TcpLinks::start(listener, local, inbox, life, times).unwrap());
     Subject { links, outlet, address }
 }
@@ -209,12 +219,20 @@ impl Peer {
 
     /// Accepts the next connection of `lane` and answers it.
     async fn accept(&self, lane: Lane, reply: &handshake::Reply) -> (TcpStream, Hello) {
+        self.accept_channel(Channel::Messages(lane), reply).await
+    }
+
+    async fn accept_channel(
+        &self,
+        channel: Channel,
+        reply: &handshake::Reply,
+    ) -> (TcpStream, Hello) {
         loop {
             let (mut stream, _) = timeout(PATIENCE, self.0.accept()).await.unwrap().unwrap();
             let heard = handshake::listen(&mut stream, &mut bytes::BytesMut::new()).await;
             let Ok(FirstWord::Hello(hello)) = heard else { continue };
             handshake::answer(&mut stream, reply).await.unwrap();
-            if hello.channel == Channel::Messages(lane) {
+            if hello.channel == channel {
                 return (stream, hello);
             }
         }

@@ -112,7 +112,7 @@ async fn a_member_that_is_added_is_connected_to_and_one_that_is_removed_is_not_a
     receive(&mut subject, &mut stream, &message(3)).await;
     subject.links.set_members(&membership(&[(1, &at)]));
     subject.links.set_members(&membership(&[(1, &at), (2, &address)]));
-    tokio::time::sleep(2 * Duration::from_millis(50)).await;
+    subject.links.shared.end_leave(NodeId(2), 1); // the second leave, and it is over
     subject.links.send(envelope(2, 4));
     let mut received = bytes::BytesMut::new();
     while !received.ends_with(&framed(&message(4))) {

@@ -8,6 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use kontiki_raft::{EntryId, Index, Membership, SnapshotMeta, Term};
@@ -38,19 +39,39 @@ struct State {
     /// Chunks that may be put before the disk is full.
     room: Mutex<Option<u64>>,
     sinks: AtomicU64,
+    pause: Mutex<Duration>,
 }
 
 pub(super) fn snapshot(index: u64, membership: &Arc<Membership>, content: &[u8]) -> SnapshotOffer {
+    snapshot_in_chunks(index, membership, content, CHUNK_BYTES)
+}
+
+pub(super) fn snapshot_in_chunks(
+    index: u64,
+    membership: &Arc<Membership>,
+    content: &[u8],
+    chunk_bytes: usize,
+) -> SnapshotOffer {
     let last = EntryId { index: Index(index), term: Term(1) };
     SnapshotOffer {
         meta: SnapshotMeta { last, membership: Arc::clone(membership) },
         bytes: content.len() as u64,
-        chunk_count: content.len().div_ceil(CHUNK_BYTES) as u64,
+        chunk_count: content.len().div_ceil(chunk_bytes) as u64,
         checksum: crc32c::crc32c(content),
     }
 }
 
+/// All chunks but the last are as long.
+fn chunk_bytes(offer: &SnapshotOffer) -> usize {
+    usize::try_from(offer.bytes.div_ceil(offer.chunk_count)).unwrap()
+}
+
 impl Memory {
+    /// Each chunk takes this long to be written.
+    pub(super) fn set_pause(&self, pause: Duration) {
+        *self.0.pause.lock().unwrap() = pause;
+    }
+
     pub(super) fn add(&self, offer: &SnapshotOffer, content: &[u8]) {
         let whole = (offer.clone(), content.to_vec());
         self.0.whole.lock().unwrap().insert(offer.meta.last.index, whole);
@@ -111,7 +132,7 @@ impl SnapshotSource for Source {
 
     fn chunk(&mut self, number: u64) -> io::Result<Bytes> {
         self.state.read.lock().unwrap().push(number);
-        let mut chunks = self.content.chunks(CHUNK_BYTES);
+        let mut chunks = self.content.chunks(chunk_bytes(&self.offer));
         let chunk = chunks.nth(usize::try_from(number).unwrap()).ok_or(io::ErrorKind::NotFound)?;
         Ok(Bytes::copy_from_slice(chunk))
     }
@@ -129,7 +150,8 @@ impl Drop for Sink {
 impl SnapshotSink for Sink {
     fn next_chunk(&self) -> u64 {
         let partial = self.0.partial.lock().unwrap();
-        partial.as_ref().unwrap().1.len().div_ceil(CHUNK_BYTES) as u64
+        let (offer, content) = partial.as_ref().unwrap();
+        content.len().div_ceil(chunk_bytes(offer)) as u64
     }
 
     fn put(&mut self, number: u64, chunk: &[u8]) -> io::Result<()> {
@@ -137,6 +159,8 @@ impl SnapshotSink for Sink {
         if self.0.is_next_damaged.swap(false, Ordering::Relaxed) {
             return Err(io::ErrorKind::InvalidData.into());
         }
+        let pause = *self.0.pause.lock().unwrap();
+        std::thread::sleep(pause); // a slow disk
         match &mut *self.0.room.lock().unwrap() {
             Some(0) => return Err(io::ErrorKind::StorageFull.into()),
             Some(room) => *room -= 1,

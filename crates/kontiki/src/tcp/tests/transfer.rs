@@ -3,7 +3,7 @@
 use kontiki_raft::{EntryId, Session};
 
 use super::{
-    store::{CHUNK_BYTES, Cable, Memory, snapshot},
+    store::{CHUNK_BYTES, Cable, Memory, snapshot, snapshot_in_chunks},
     *,
 };
 use crate::{SnapshotOffer, SnapshotTransfer};
@@ -19,6 +19,10 @@ struct Pair {
 }
 
 async fn pair() -> Pair {
+    pair_with(TIMES).await
+}
+
+async fn pair_with(times: Times) -> Pair {
     let listener_1 = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listener_2 = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let cable = Cable::to(&listener_2.local_addr().unwrap().to_string()).await;
@@ -26,8 +30,8 @@ async fn pair() -> Pair {
     let voters = [(NodeId(1), at_1.as_str()), (NodeId(2), &cable.address)];
     let membership = Arc::new(Membership::of_voters(voters));
     let (sent, received) = (Memory::default(), Memory::default());
-    let sender = start(listener_1, 1, &membership, Some(sent.clone()));
-    let receiver = start(listener_2, 2, &membership, Some(received.clone()));
+    let sender = start_with(listener_1, 1, &membership, Some(sent.clone()), times);
+    let receiver = start_with(listener_2, 2, &membership, Some(received.clone()), times);
     Pair { sender, receiver, sent, received, cable, membership }
 }
 
@@ -96,6 +100,54 @@ async fn a_snapshot_arrives_and_messages_do_not_wait_for_it() {
     assert_eq!(received(&mut pair.receiver).await.1, offer.meta);
     assert_eq!(pair.received.content(offer.meta.last), Some(content()));
     assert_eq!(pair.sent.chunks_read(), (0..CHUNKS as u64).collect::<Vec<_>>());
+}
+
+/// Chunks as large as they come, so that bounds on frames are right.
+#[tokio::test]
+async fn large_chunks_arrive_too() {
+    let mut pair = pair().await;
+    let content: Vec<u8> = (0..9 << 20).map(|at: u32| at.to_le_bytes()[at as usize % 3]).collect();
+    let offer = snapshot_in_chunks(9, &pair.membership, &content, crate::CHUNK_BYTES_MAX);
+    assert_eq!(offer.chunk_count, 9);
+    pair.sent.add(&offer, &content);
+    pair.send(offer.meta.last, 1);
+    assert_eq!(pair.sent().await, (Session(1), Some(offer.meta.last)));
+    assert!(pair.received.content(offer.meta.last) == Some(content));
+}
+
+/// A receiver whose disk is slow is not taken for dead: it says that it is alive.
+#[tokio::test]
+async fn a_receiver_may_take_its_time() {
+    let idle = Duration::from_millis(100);
+    let mut pair = pair_with(Times { idle, alive: idle / 4, ..TIMES }).await;
+    let content = &content()[..3 * CHUNK_BYTES];
+    let offer = snapshot(9, &pair.membership, content);
+    pair.sent.add(&offer, content);
+    pair.received.set_pause(3 * idle);
+    pair.send(offer.meta.last, 1);
+    assert_eq!(pair.sent().await, (Session(1), Some(offer.meta.last)));
+    assert_eq!(pair.sent.chunks_read(), [0, 1, 2], "it did not break on the way");
+}
+
+/// One that has died without a word is, and is tried again.
+#[tokio::test]
+async fn a_receiver_that_says_nothing_is_given_up_and_tried_again() {
+    let (peer, address) = Peer::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let voters = [(NodeId(1), "127.0.0.1:1"), (NodeId(2), address.as_str())];
+    let membership = Arc::new(Membership::of_voters(voters));
+    let memory = Memory::default();
+    let offer = snapshot(9, &membership, &content());
+    memory.add(&offer, &content());
+    let times = Times { idle: Duration::from_millis(50), ..TIMES };
+    let mut sender = start_with(listener, 1, &membership, Some(memory), times);
+    let (to, session, term) = (NodeId(2), Session(1), Term(1));
+    sender.links.send_snapshot(SnapshotTransfer { to, session, term, last: offer.meta.last });
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        silent.push(peer.accept_channel(Channel::Snapshot, &WELCOME).await);
+    }
+    assert!(is_closed(&mut silent[0].0).await);
 }
 
 /// Pitfall M16: each connection carries one chunk before it breaks, and still it ends, and no
