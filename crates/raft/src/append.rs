@@ -50,6 +50,10 @@ impl Following {
         self.received = self.received.max(upto);
     }
 
+    pub(crate) fn received(&self) -> Index {
+        self.received
+    }
+
     /// The leader waits for an answer, or has reason to be glad of one.
     pub(crate) fn owe_reply(&mut self) {
         self.owes_reply = true;
@@ -73,6 +77,7 @@ impl RaftCore {
         }
         following.round = following.round.max(append.round);
 
+        self.note_readmission(append.readmission);
         let (prev, is_heartbeat) = (append.prev, append.entries.is_empty());
         let (commit, held_by_all) = (append.commit, append.held_by_all);
         match self.merge(append) {

@@ -13,9 +13,20 @@ use crate::{
     Body, Config, Effects, EntryId, Envelope, HardState, Index, Input, LogWrite, Message, NodeId,
     Outbound, ProposalOutcome, ReadOutcome, Recovered, Rejection, Report, RestoreError, Role,
     SnapshotEffect, SoftState, Status, StoreId, Term, Timestamp, VoteKind, WriteBatch, WriteTicket,
-    append::Following, apply::Applying, election::Election, log::LogView, membership::VOTERS_MAX,
-    memberships::Memberships, propose::Forwarded, read::ForwardedReads, replicate::Leading,
-    rng::Rng, size::Sizes, write::Writes,
+    append::Following,
+    apply::Applying,
+    damage::{Damage, check_damage},
+    election::Election,
+    log::LogView,
+    membership::VOTERS_MAX,
+    memberships::Memberships,
+    propose::Forwarded,
+    read::ForwardedReads,
+    replicate::Leading,
+    rng::Rng,
+    size::Sizes,
+    storage::Storage,
+    write::Writes,
 };
 
 /// One node's share of the protocol, as a value: inputs in, effects out.
@@ -61,6 +72,9 @@ pub struct RaftCore {
     pub(crate) proposal_outcomes: Vec<ProposalOutcome>,
     pub(crate) read_outcomes: Vec<ReadOutcome>,
     pub(crate) snapshot_effects: Vec<SnapshotEffect>,
+    /// The log lost what it had, and is not whole yet.
+    pub(crate) damage: Option<Damage>,
+    pub(crate) storage: Storage,
     told: Option<SoftState>,
     /// The entry of the membership that the host was told last.
     told_membership: Option<EntryId>,
@@ -88,6 +102,7 @@ impl RaftCore {
     pub fn new(config: Config, recovered: Recovered, now: Timestamp) -> Result<Self, RestoreError> {
         config.validate().map_err(RestoreError::Config)?;
         check(&recovered)?;
+        check_damage(config.id, &recovered)?;
         let Recovered { hard_state, log_start, term_runs, last, applied, is_pristine, .. } =
             recovered;
         let memberships = Memberships::new(recovered.memberships).ok_or(RestoreError::NoVoters)?;
@@ -95,7 +110,8 @@ impl RaftCore {
         let sizes = Sizes::new(config.log_bytes_max, &recovered.log_sizes, ends);
         let mut rng = Rng::new(config.seed);
         // What was applied or purged had been committed, whatever the hint says (pitfall D8).
-        let commit_index = hard_state.commit.max(applied).max(log_start.index);
+        // Of a damaged log only what is left of it is.
+        let commit_index = hard_state.commit.max(applied).min(last.index).max(log_start.index);
         // An earlier life of this node may have promised its loyalty a moment ago (pitfall R9).
         let loyal_until = if is_pristine { now } else { now + config.election_timeout };
         let mut core = Self {
@@ -119,6 +135,10 @@ impl RaftCore {
             proposal_outcomes: Vec::new(),
             read_outcomes: Vec::new(),
             snapshot_effects: Vec::new(),
+            damage: recovered
+                .damaged
+                .map(|range| Damage::new(range, rng.next_u64() ^ now.0, applied)),
+            storage: Storage::default(),
             told: None,
             told_membership: None,
             last_yield: None,
@@ -144,25 +164,24 @@ impl RaftCore {
         match input {
             Input::Message { from, message } => self.on_message(from, message),
             Input::Propose(proposals) => self.on_propose(proposals),
-            Input::Read { id, mode: _ } => self.on_read(id),
+            Input::Read { id, mode } => self.on_read(id, mode),
             Input::Persisted(ticket) => self.on_persisted(&ticket),
             Input::WriteFailed(ticket) => self.on_write_failed(&ticket),
             Input::Applied { upto, durable } => self.applying.on_applied(upto, durable),
-            // What was asked for counts as lost on the way: a later heartbeat's answer shows
-            // that it is missing, and it is asked for again. At once would be a loop.
-            Input::EntriesUnavailable { .. } => {}
+            Input::EntriesUnavailable { why, .. } => self.on_entries_unavailable(why),
             Input::Purged { upto } => self.on_purged(upto),
             Input::PeerUnreachable { id } => self.on_unreachable(id),
             Input::ChangeMembership { id, change } => self.on_change_membership(id, change),
             Input::PeerStore { id, store } => self.on_peer_store(id, store),
             Input::SnapshotReceived { from, meta } => self.on_snapshot_received(from, meta),
             Input::SnapshotSent { to, session, sent } => self.on_snapshot_sent(to, session, sent),
-            Input::StorageSpace { .. } => {}
+            Input::StorageSpace { is_full } => self.on_storage_space(is_full),
             Input::Campaign => self.on_campaign(),
             Input::TransferLeadership { to } => self.on_transfer_leadership(to),
             Input::Timeout => self.on_timeout(),
         }
         self.maybe_commit();
+        self.maybe_recover();
         self.maybe_reconfigure();
         self.assert_progressed(before);
         self.assert_invariants();
@@ -232,11 +251,11 @@ impl RaftCore {
             durable_index: self.writes.durable_index(),
             membership: self.memberships.current(),
             membership_at: self.memberships.current_at(),
-            lease_until: None,
+            lease_until: self.lease_until().filter(|&until| self.now < until),
             transfer_to: self.transfer_to(),
-            damaged: None,
+            damaged: self.damage.as_ref().map(Damage::range),
             log_bytes: self.log.sizes().total(),
-            is_storage_full: false,
+            is_storage_full: self.storage.is_full,
             oldest_write: self.writes.oldest(),
             progress,
         }
@@ -304,7 +323,11 @@ impl RaftCore {
 
     /// What this node tells its leader of itself.
     pub(crate) fn report(&self) -> Report {
-        Report { priority: self.config.priority, ..Report::default() }
+        Report {
+            priority: self.config.priority,
+            is_full: self.storage.is_full,
+            damaged: self.damage.as_ref().map(|damage| damage.life),
+        }
     }
 
     /// The sender lives in an earlier term. To hear ours makes a deposed leader or a late
@@ -478,9 +501,8 @@ impl RaftCore {
         );
         let hard_state =
             HardState { term: self.term, voted_for: self.voted_for, commit: self.commit_index };
-        let (sequence, reset_to) = self.writes.hand_out(last, self.now);
-        let batch =
-            WriteBatch { hard_state: Some(hard_state), entries, reset_to, is_repaired: false };
+        let (sequence, reset_to, is_repaired) = self.writes.hand_out(last, self.now);
+        let batch = WriteBatch { hard_state: Some(hard_state), entries, reset_to, is_repaired };
         Some(LogWrite { batch, ticket: WriteTicket { node: self.config.id, sequence } })
     }
 
@@ -524,10 +546,10 @@ fn check(recovered: &Recovered) -> Result<(), RestoreError> {
     if !is_last_in_last_run || !has_first_run || hard_state.term < last.term {
         return Err(RestoreError::TermsOutOfOrder { at: *last });
     }
-    if last.index < hard_state.commit {
+    if last.index < hard_state.commit && recovered.damaged.is_none() {
         return Err(RestoreError::CommitBeyondLog { commit: hard_state.commit, last: *last });
     }
-    if last.index < *applied {
+    if last.index < *applied && recovered.damaged.is_none() {
         return Err(RestoreError::AppliedBeyondLog { applied: *applied, last: *last });
     }
     if *applied < log_start.index {

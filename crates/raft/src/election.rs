@@ -29,7 +29,8 @@ impl RaftCore {
     /// and different for each node, so that votes are rarely split (§5.2).
     pub(crate) fn arm_election(&mut self) {
         let timeout = self.config.election_timeout;
-        self.election_deadline = self.now + timeout + self.random_delay(self.patience(timeout));
+        self.election_deadline =
+            self.now + timeout + self.deference() + self.random_delay(self.patience(timeout));
     }
 
     /// The time until the first election after a start. In a new cluster there is no leader to
@@ -49,7 +50,7 @@ impl RaftCore {
     /// Deviation: §5.2 waits for the timeout, whatever else is known of the leader.
     pub(crate) fn hurry_election(&mut self) {
         let soon = self.config.election_timeout / 8;
-        let deadline = self.loyal_until.max(self.now) + self.random_delay(soon);
+        let deadline = self.loyal_until.max(self.now) + self.deference() + self.random_delay(soon);
         self.election_deadline = self.election_deadline.min(deadline);
     }
 
@@ -65,6 +66,11 @@ impl RaftCore {
         let at_least = if is_pre_vote { timeout / 16 } else { timeout / 4 };
         let deadline = self.now + at_least + self.random_delay(timeout / 4);
         self.election_deadline = self.election_deadline.min(deadline);
+    }
+
+    /// How much longer a node waits whose disk is full: it could lead, but not take a proposal.
+    fn deference(&self) -> std::time::Duration {
+        if self.storage.is_full { self.config.election_timeout } else { std::time::Duration::ZERO }
     }
 
     fn random_delay(&mut self, max: std::time::Duration) -> std::time::Duration {
@@ -91,7 +97,7 @@ impl RaftCore {
 
     /// A node whose disk is stuck could not lead.
     pub(crate) fn can_campaign(&self) -> bool {
-        self.is_electable() && !self.is_storage_stalled()
+        self.is_electable() && !self.is_storage_stalled() && self.damage.is_none()
     }
 
     fn become_pre_candidate(&mut self) {
@@ -126,6 +132,8 @@ impl RaftCore {
     /// newer membership (pitfall B16).
     pub(crate) fn on_request_vote(&mut self, from: NodeId, request: RequestVote) {
         let is_up_to_date = request.last.is_up_to_date_with(self.log.last());
+        // Who has lost part of its log may have lost a vote, too.
+        let is_up_to_date = is_up_to_date && self.damage.is_none();
         let granted = match request.kind {
             VoteKind::PreVote => self.term < request.for_term && is_up_to_date,
             VoteKind::Vote | VoteKind::Transfer => {

@@ -22,15 +22,20 @@ impl RaftCore {
         let (start, last) = (self.log.start().index, self.log.last().index);
         let durable = self.writes.durable_index();
         let handed_out = self.applying.handed_out();
+        // A damaged log may end before what the state machine holds.
+        let known = self.damage.as_ref().map_or(Index::ZERO, |damage| damage.applied);
         // Or a snapshot that is about to be installed stands for it.
         let is_covered = start <= handed_out || self.applying.installs() == Some(self.log.start());
         assert!(is_covered, "what is purged was applied: {start}, {handed_out}");
         assert!(
-            handed_out <= self.commit_index,
+            handed_out <= self.commit_index.max(known),
             "only what is committed is applied: {handed_out} of {}",
             self.commit_index,
         );
-        assert!(handed_out <= durable, "only what is durable is applied: {handed_out}, {durable}");
+        assert!(
+            handed_out <= durable.max(known),
+            "only what is durable is applied: {handed_out}, {durable}",
+        );
         assert!(
             self.commit_index <= last,
             "what is committed is in the log: {} of {last}",

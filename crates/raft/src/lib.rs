@@ -54,6 +54,7 @@ mod change;
 mod change_membership;
 mod config;
 mod core;
+mod damage;
 mod effect;
 mod election;
 mod entry;
@@ -75,6 +76,7 @@ mod rng;
 mod size;
 mod snapshot;
 mod status;
+mod storage;
 mod transfer;
 mod write;
 

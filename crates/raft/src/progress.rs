@@ -3,8 +3,8 @@
 use std::{collections::VecDeque, time::Duration};
 
 use crate::{
-    Index, NodeId, ProgressState, ProgressStatus, Report, Round, Session, Timestamp,
-    snapshot::Sending,
+    Index, NodeId, ProgressState, ProgressStatus, Readmission, Report, Round, Session, Timestamp,
+    damage::Ailing, snapshot::Sending,
 };
 
 /// What the leader knows about the log of one follower.
@@ -34,6 +34,8 @@ pub(crate) struct Progress {
     /// A message is out whose answer decides how to go on; nothing more is sent until it comes
     /// or is taken for lost.
     awaits: Option<Round>,
+    /// That message had no entries: any answer about the place will do.
+    is_asking: bool,
     /// The newest round that the follower has answered.
     pub(crate) acked_round: Round,
     /// The commit index that it was told last.
@@ -46,6 +48,8 @@ pub(crate) struct Progress {
     pub(crate) leaves_at: Option<Timestamp>,
     /// The snapshot on its way to it.
     pub(crate) sending: Sending,
+    /// It says that its log is damaged.
+    pub(crate) ailing: Option<Ailing>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,17 +71,40 @@ impl Progress {
             window: VecDeque::new(),
             window_bytes: 0,
             awaits: None,
+            is_asking: false,
             acked_round: since,
             told_commit: Index::ZERO,
             report: Report::default(),
             caught_up_since: None,
             leaves_at: None,
             sending: Sending::default(),
+            ailing: None,
         }
     }
 
     pub(crate) fn match_index(&self) -> Index {
         self.match_index
+    }
+
+    /// What counts towards a quorum: nothing of one that may have forgotten what it promised.
+    pub(crate) fn counted(&self) -> (Index, Round) {
+        if self.ailing.is_none_or(Ailing::is_proven) {
+            (self.match_index, self.acked_round)
+        } else {
+            (Index::ZERO, Round::default())
+        }
+    }
+
+    pub(crate) fn readmission(&self) -> Option<Readmission> {
+        self.ailing.and_then(Ailing::readmission)
+    }
+
+    /// Forgets what it was known to hold, and returns what was on its way to it.
+    pub(crate) fn start_anew(&mut self, session: Session, last_index: Index) -> Sending {
+        let sending = std::mem::take(&mut self.sending);
+        let Self { acked_round, leaves_at, report, .. } = *self;
+        *self = Self { leaves_at, report, ..Self::new(session, last_index, acked_round) };
+        sending
     }
 
     pub(crate) fn next_index(&self) -> Index {
@@ -119,6 +146,7 @@ impl Progress {
             self.window_bytes += bytes;
         } else {
             self.awaits = Some(round);
+            self.is_asking = last < self.next_index;
         }
     }
 
@@ -163,6 +191,10 @@ impl Progress {
         // A heartbeat also matches, at what is known already. It proves nothing about the
         // place that is being probed.
         let is_found = self.next_index <= received.next();
+        if is_found && self.is_asking {
+            self.awaits = None;
+            self.is_asking = false;
+        }
         let is_within_reach = self.state != ProgressState::Snapshot || log_start <= received;
         if self.state != ProgressState::Replicate && is_found && is_within_reach {
             self.state = ProgressState::Replicate;
@@ -228,6 +260,7 @@ impl Progress {
         self.window.clear();
         self.window_bytes = 0;
         self.awaits = None;
+        self.is_asking = false;
     }
 
     pub(crate) fn assert_invariants(&self, id: NodeId, last_index: Index) {

@@ -152,6 +152,9 @@ impl RaftCore {
         if let Some(transfer) = &leading.transfer {
             return Err(Rejection::Transferring { to: transfer.to });
         }
+        if self.storage.is_full {
+            return Err(Rejection::NoSpace);
+        }
         let bytes = proposal.command.len();
         self.check_size(bytes)?;
         if self.config.uncommitted_bytes_max < leading.uncommitted_bytes + bytes {

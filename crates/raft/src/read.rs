@@ -9,11 +9,14 @@
 //! A follower collects its reads into a batch, asks the leader for an index under a number that
 //! is never used twice (pitfalls R2, R5), and serves them from its own state.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use crate::{
-    Body, Index, NodeId, RaftCore, ReadId, ReadOutcome, Rejection, Round, Timestamp, core::State,
-    replicate::Leading,
+    Body, Index, NodeId, RaftCore, ReadId, ReadMode, ReadOutcome, Rejection, Round, Timestamp,
+    core::State, replicate::Leading,
 };
 
 /// Reads that wait for a round, at the leader.
@@ -89,7 +92,13 @@ impl ForwardedReads {
 }
 
 impl RaftCore {
-    pub(crate) fn on_read(&mut self, id: ReadId) {
+    pub(crate) fn on_read(&mut self, id: ReadId, mode: ReadMode) {
+        if mode == ReadMode::Lease && self.lease_until().is_some_and(|until| self.now < until) {
+            // Everything that was acknowledged is committed: in this term by us, and what came
+            // before with our first entry (pitfall R1).
+            self.read_outcomes.push(ReadOutcome::Ready { id, index: self.commit_index });
+            return;
+        }
         let waiting = self.forwarded_reads.collecting.len();
         let why = match &self.state {
             State::Leader(_) => {
@@ -110,6 +119,27 @@ impl RaftCore {
             }
         };
         self.read_outcomes.push(ReadOutcome::Rejected { id, why });
+    }
+
+    /// Until when this leader is sure of being the only one, without asking (thesis §6.4.1).
+    ///
+    /// A quorum has promised not to let anybody else lead for an election timeout, counted from
+    /// later than the round that it answered was sent (pitfall R7). Their clocks may run fast
+    /// and ours slow, each by the drift that is allowed for. Not while the leadership is handed
+    /// over, for the promise does not hold against that, and after a transfer that failed only
+    /// when an entry is committed that its target lacks (pitfall R8).
+    pub(crate) fn lease_until(&self) -> Option<Timestamp> {
+        const MILLION: u128 = 1_000_000;
+        let State::Leader(leading) = &self.state else { return None };
+        let drift = u128::from(self.config.clock_drift_ppm_max);
+        let needed = leading.blank.max(leading.lease_blocked_until.unwrap_or_default());
+        if drift == 0 || self.commit_index < needed || leading.transfer.is_some() {
+            return None;
+        }
+        let promised =
+            self.config.election_timeout.as_nanos() * (MILLION - drift) / (MILLION + drift);
+        let promised = Duration::from_nanos(u64::try_from(promised).unwrap_or(u64::MAX));
+        Some(Timestamp(self.quorum_round(leading).0) + promised)
     }
 
     /// Lets a read wait for a round. Says whether there was room.

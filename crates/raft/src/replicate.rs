@@ -225,8 +225,14 @@ impl RaftCore {
             "entries follow {prev} without a hole",
         );
         let (commit, held_by_all) = (self.commit_index, self.held_by_all);
+        let readmission = match &self.state {
+            State::Leader(leading) => leading.progress.get(&to).and_then(Progress::readmission),
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) | State::Stopped => {
+                None
+            }
+        };
         let append =
-            AppendEntries { session, round, prev, commit, held_by_all, readmission: None, entries };
+            AppendEntries { session, round, prev, commit, held_by_all, readmission, entries };
         Envelope { to, message: Message { term: self.term, body: Body::AppendEntries(append) } }
     }
 
@@ -239,6 +245,11 @@ impl RaftCore {
         if session != progress.session || leading.round < round || last < received {
             return;
         }
+        if !self.note_report(from, report) {
+            return; // it has lost what it would speak of
+        }
+        let State::Leader(leading) = &mut self.state else { return };
+        let Some(progress) = leading.progress.get_mut(&from) else { return };
         let mut is_stranded = false;
         match result {
             AppendResult::Match(matched) if last < matched => return,
@@ -250,7 +261,6 @@ impl RaftCore {
             }
         }
         progress.acked_round = progress.acked_round.max(round);
-        progress.report = report;
         // Less than a whole interval, so that the first heartbeat after the loss shows it.
         let grace = self.config.heartbeat_interval * 3 / 4;
         progress.maybe_resend(received, round, (grace, start));
@@ -258,6 +268,7 @@ impl RaftCore {
             self.strand(from); // what it needs is purged (pitfall M12)
         }
         self.maybe_cancel_snapshot(from);
+        self.prove_ailing();
         self.confirm_reads();
         self.maybe_send_timeout_now();
     }
@@ -291,7 +302,7 @@ impl RaftCore {
         let id = self.config.id;
         let quorum =
             self.memberships.current().quorum_value(|voter| match leading.progress.get(&voter) {
-                Some(progress) => progress.match_index(),
+                Some(progress) => progress.counted().0,
                 None if voter == id => durable,
                 None => Index::ZERO,
             });
@@ -313,7 +324,7 @@ impl RaftCore {
     pub(crate) fn quorum_round(&self, leading: &Leading) -> Round {
         let id = self.config.id;
         self.memberships.current().quorum_value(|voter| match leading.progress.get(&voter) {
-            Some(progress) => progress.acked_round,
+            Some(progress) => progress.counted().1,
             None if voter == id => Round(u64::MAX),
             None => Round::default(),
         })
@@ -330,7 +341,9 @@ impl RaftCore {
     }
 
     fn stall_deadline(&self) -> Option<Timestamp> {
-        self.writes.oldest().map(|oldest| oldest + self.config.storage_stall_timeout)
+        // A full disk is another trouble, which everybody knows of.
+        let oldest = self.writes.oldest().filter(|_| !self.storage.is_full)?;
+        Some(oldest.max(self.storage.space_since) + self.config.storage_stall_timeout)
     }
 
     pub(crate) fn leader_deadline(&self, leading: &Leading) -> Timestamp {
@@ -356,6 +369,7 @@ impl RaftCore {
             leading.heartbeat_due = self.now + self.config.heartbeat_interval;
             self.retry_stranded();
             self.broadcast_heartbeat();
+            self.maybe_relieve();
             self.maybe_yield();
         }
     }

@@ -30,6 +30,8 @@ pub(crate) struct Writes {
     reset: Option<(SnapshotMeta, Index)>,
     /// Term or vote changed and is not handed out.
     hard_state_pending: bool,
+    /// What was damaged is whole, and that is not handed out.
+    repair_pending: bool,
     /// Number of the newest write that carries a changed term or vote.
     hard_state_sequence: u64,
 }
@@ -52,6 +54,7 @@ impl Writes {
             unwritten_from: last.next(),
             reset: None,
             hard_state_pending: false,
+            repair_pending: false,
             hard_state_sequence: 0,
         }
     }
@@ -76,6 +79,11 @@ impl Writes {
         self.reset = Some((meta, first));
     }
 
+    /// The log may forget that it was damaged, together with a changed term or vote.
+    pub(crate) fn note_repair(&mut self) {
+        self.repair_pending = true;
+    }
+
     pub(crate) fn is_reset_pending(&self) -> bool {
         self.reset.is_some()
     }
@@ -89,9 +97,13 @@ impl Writes {
         self.hard_state_pending
     }
 
-    /// Hands out a write of everything that waits, up to `last`: its number, and the snapshot
-    /// that it resets the log to, if it does.
-    pub(crate) fn hand_out(&mut self, last: Index, now: Timestamp) -> (u64, Option<SnapshotMeta>) {
+    /// Hands out a write of everything that waits, up to `last`: its number, the snapshot that
+    /// it resets the log to, if it does, and whether it ends a damage.
+    pub(crate) fn hand_out(
+        &mut self,
+        last: Index,
+        now: Timestamp,
+    ) -> (u64, Option<SnapshotMeta>, bool) {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         let first = self.first_pending();
@@ -102,7 +114,7 @@ impl Writes {
             self.hard_state_pending = false;
             self.hard_state_sequence = sequence;
         }
-        (sequence, reset_to)
+        (sequence, reset_to, std::mem::take(&mut self.repair_pending))
     }
 
     /// The lowest index that the next write will touch.

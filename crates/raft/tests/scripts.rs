@@ -11,11 +11,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const TOPICS: [&str; 10] = [
+const TOPICS: [&str; 13] = [
+    "damage",
     "election",
+    "lease",
     "membership",
     "priority",
     "proposals",
+    "purge",
     "reads",
     "replication",
     "snapshots",
@@ -68,8 +71,18 @@ fn every_topic_is_played() {
 }
 
 #[test]
+fn damage() {
+    play("damage");
+}
+
+#[test]
 fn election() {
     play("election");
+}
+
+#[test]
+fn lease() {
+    play("lease");
 }
 
 #[test]
@@ -85,6 +98,11 @@ fn priority() {
 #[test]
 fn proposals() {
     play("proposals");
+}
+
+#[test]
+fn purge() {
+    play("purge");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, error::Error, fmt::Write as _, sync::Arc, time:
 use kontiki_raft::{
     Apply, Body, ChangeSet, Config, Effects, Entry, EntryId, HardState, Index, Input, Membership,
     Message, NodeId, Outbound, Payload, ProposalId, ProposalOutcome, RaftCore, ReadOutcome, Role,
-    Session, SoftState, Term, Timestamp, WriteTicket,
+    Session, SoftState, Term, Timestamp, Unavailable, WriteTicket,
 };
 
 use super::{
@@ -27,7 +27,7 @@ pub(crate) struct Node {
     pub(crate) disk: Disk,
     pub(crate) disk_pace: Pace,
     pub(crate) machine_pace: Pace,
-    pub(crate) can_read_back: bool,
+    pub(crate) cannot_read_back: Option<Unavailable>,
     /// The state machine was given everything up to here.
     pub(crate) handed: Index,
     /// The state machine has applied everything up to here.
@@ -347,7 +347,8 @@ impl Cluster {
                 let to = envelope.to;
                 let node = self.node(from)?;
                 let mut entries = node.disk.written.read(&range);
-                if !node.can_read_back || entries.is_empty() {
+                let why = node.cannot_read_back;
+                if why.is_some() || entries.is_empty() {
                     self.say_as(from, &format!("cannot read back {}", range.start()))?;
                     let now = self.now;
                     if let Some(core) = &mut self.node(from)?.core {
@@ -356,7 +357,7 @@ impl Cluster {
                             Input::EntriesUnavailable {
                                 to,
                                 session,
-                                why: kontiki_raft::Unavailable::Retry,
+                                why: why.unwrap_or(Unavailable::Retry),
                             },
                         );
                     }
@@ -478,7 +479,7 @@ impl Node {
             disk: Disk::default(),
             disk_pace: Pace::Fast,
             machine_pace: Pace::Fast,
-            can_read_back: true,
+            cannot_read_back: None,
             handed: Index::ZERO,
             applied: Index::ZERO,
             is_membership_told: false,
@@ -521,6 +522,9 @@ fn describe(before: &Image, batch: &kontiki_raft::WriteBatch) -> String {
         {
             parts.push(format!("vote={vote}"));
         }
+        if batch.is_repaired {
+            parts.push("repaired".to_owned());
+        }
         if parts.is_empty() && batch.entries.is_empty() {
             parts.push(format!("commit={}", new.commit));
         }
@@ -554,5 +558,6 @@ pub(crate) fn image(log: &Log, term: u64, vote: Option<NodeId>, commit: u64) -> 
         start: EntryId::ZERO,
         membership: None,
         entries,
+        damaged: None,
     }
 }

@@ -40,6 +40,9 @@ pub(crate) enum Command {
         keep_bytes: Option<u64>,
         #[arg(key)]
         log_bytes_max: Option<u64>,
+        /// Clocks may run apart by so many millionths.
+        #[arg(key, optional)]
+        drift: u32,
         /// Purge as soon as so many entries go.
         #[arg(key)]
         purge_min: Option<u64>,
@@ -62,6 +65,8 @@ pub(crate) enum Command {
         #[arg(key, optional)]
         unheard: bool,
     },
+    /// The newest snapshot of the first node reaches the second, whoever may have asked for it.
+    Give(Link),
     /// The snapshot on the link does not arrive, and the sender knows.
     LoseSnapshot(Link),
     /// Replaces the disk of a node, and starts the node from it.
@@ -108,8 +113,6 @@ pub(crate) enum Command {
         #[arg(key)]
         bytes: Option<usize>,
     },
-    /// Asks for a linearizable read at a node.
-    Read(Name),
     /// Asks a node to change the membership, in this order: removals, demotions, additions,
     /// replacements, promotions.
     Change {
@@ -142,6 +145,14 @@ pub(crate) enum Command {
     Members(Name),
     /// The transport of the first node meets the second, with this data directory.
     Meet(Name, Name, u64),
+    /// Asks for a linearizable read at a node; `lease`: one that may rest on the lease.
+    Read {
+        name: Name,
+        #[arg(key, optional)]
+        lease: bool,
+    },
+    /// Shows for how long a leader may serve lease reads.
+    Lease(Name),
     /// Asks a leader to hand over, to `to` or to the best follower.
     Transfer {
         name: Name,
@@ -188,7 +199,25 @@ pub(crate) enum Command {
     /// The transport of the first node lost its connection to the second.
     Unreachable(Name, Name),
     /// Entries that left the memory of a node cannot be read from its disk from here on.
-    FailReads(Name),
+    FailReads {
+        name: Name,
+        /// For good: the disk is damaged there.
+        #[arg(key, optional)]
+        damaged: bool,
+    },
+    /// The disk under the log of a node is full.
+    Full(Name),
+    /// It has space again.
+    Space(Name),
+    /// The log of a node that is down is damaged from an index on; with `term`, the votes that
+    /// it gave after that term are lost, too.
+    Damage {
+        name: Name,
+        #[arg(key)]
+        from: u64,
+        #[arg(key)]
+        term: Option<u64>,
+    },
     /// Takes a node down: what was not persisted is gone.
     Crash(Vec<Name>),
     /// Starts nodes from what their disks hold.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use kontiki_raft::{
-    Entry, EntryId, HardState, Index, LogWrite, Membership, Payload, Recovered, SnapshotMeta,
+    Entry, EntryId, HardState, Index, LogWrite, Membership, Payload, Recovered, SnapshotMeta, Term,
     WriteBatch, WriteTicket,
 };
 use std::{ops::RangeInclusive, sync::Arc};
@@ -17,12 +17,17 @@ pub(crate) struct Image {
     /// The newest membership of what is purged or replaced by a snapshot; of the birth if none.
     pub(crate) membership: Option<(EntryId, Arc<Membership>)>,
     pub(crate) entries: Vec<Entry>,
+    /// Entries that were here once and are not whole any more.
+    pub(crate) damaged: Option<RangeInclusive<Index>>,
 }
 
 impl Image {
     fn write(&mut self, batch: &WriteBatch) {
         if let Some(hard_state) = batch.hard_state {
             self.hard_state = hard_state;
+        }
+        if batch.is_repaired {
+            self.damaged = None;
         }
         if let Some(meta) = &batch.reset_to {
             self.entries.clear();
@@ -117,6 +122,20 @@ impl Disk {
         self.written.purge(upto);
     }
 
+    /// The disk does not give back the entries from `from` on; with `term`, neither what it held
+    /// of votes after that term.
+    pub(crate) fn damage(&mut self, from: Index, term: Option<Term>) {
+        let log = &mut self.durable;
+        let first = log.damaged.as_ref().map_or(from, |damaged| from.min(*damaged.start()));
+        let last = log.damaged.as_ref().map_or(log.last().index, |damaged| *damaged.end());
+        log.damaged = Some(first..=last.max(log.last().index));
+        log.entries.retain(|entry| entry.id.index < from);
+        if let Some(term) = term {
+            log.hard_state = HardState { term, ..HardState::default() };
+        }
+        self.written = self.durable.clone();
+    }
+
     /// The snapshot that a restart may begin with: one that the log goes on from, for what a
     /// crash left of a reset that never happened stands for nothing.
     pub(crate) fn covered_snapshot(&self) -> Option<&SnapshotMeta> {
@@ -143,6 +162,7 @@ impl Disk {
             last: self.durable.last(),
             memberships: [first].into_iter().chain(self.durable.memberships()).collect(),
             applied,
+            damaged: self.durable.damaged.clone(),
             is_pristine: self.durable.last() == EntryId::ZERO
                 && self.durable.hard_state == HardState::default(),
             ..Recovered::default()

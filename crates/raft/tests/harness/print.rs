@@ -116,20 +116,27 @@ impl Names {
                 let answer = if *granted { "granted" } else { "refused" };
                 format!("{}Reply for={for_term} {answer}", vote_kind(*kind))
             }
-            Body::AppendEntries(AppendEntries { prev, commit, entries, .. }) => {
+            Body::AppendEntries(AppendEntries { prev, commit, entries, readmission, .. }) => {
                 let ids = ids(entries);
                 let entries = if ids.is_empty() { ids } else { format!(" [{ids}]") };
-                format!("AppendEntries prev={prev}{entries} commit={commit}")
+                let readmission =
+                    readmission.map(|it| format!(" readmit-at={}", it.upto)).unwrap_or_default();
+                format!("AppendEntries prev={prev}{entries} commit={commit}{readmission}")
             }
-            Body::AppendEntriesReply(AppendEntriesReply { received, result, .. }) => match result {
-                AppendResult::Match(index) if index < received => {
-                    format!("AppendEntriesReply match={index} received={received}")
-                }
-                AppendResult::Match(index) => format!("AppendEntriesReply match={index}"),
-                AppendResult::Conflict { prev, hint } => {
-                    format!("AppendEntriesReply conflict prev={prev} hint={hint}")
-                }
-            },
+            Body::AppendEntriesReply(AppendEntriesReply { received, result, report, .. }) => {
+                let result = match result {
+                    AppendResult::Match(index) if index < received => {
+                        format!("match={index} received={received}")
+                    }
+                    AppendResult::Match(index) => format!("match={index}"),
+                    AppendResult::Conflict { prev, hint } => {
+                        format!("conflict prev={prev} hint={hint}")
+                    }
+                };
+                let full = if report.is_full { " full" } else { "" };
+                let damaged = if report.damaged.is_some() { " damaged" } else { "" };
+                format!("AppendEntriesReply {result}{full}{damaged}")
+            }
             Body::TimeoutNow { last } => format!("TimeoutNow last={last}"),
             Body::Propose(proposals) => {
                 let named = proposals.iter().map(|p| (p.id, command(&p.command)));

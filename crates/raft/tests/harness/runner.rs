@@ -4,8 +4,8 @@ use std::{error::Error, path::Path};
 
 use goldenscript::{Context, Runner};
 use kontiki_raft::{
-    Bytes, Change, ChangeSet, Config, Entry, EntryId, Input, Message, NodeId, Payload, ReadId,
-    Role, StoreId, Term,
+    Bytes, Change, ChangeSet, Config, Entry, EntryId, Index, Input, Message, NodeId, Payload,
+    ReadId, ReadMode, Role, StoreId, Term, Timestamp, Unavailable,
 };
 
 use super::{
@@ -112,6 +112,7 @@ fn start(command: &Command) -> Result<Cluster> {
         pending_reads_max,
         keep_bytes,
         log_bytes_max,
+        drift,
         purge_min,
         durable_machine,
         spare,
@@ -136,6 +137,7 @@ fn start(command: &Command) -> Result<Cluster> {
         let priority = priorities.0.get(at).and_then(|&given| u8::try_from(given).ok());
         config.priority = priority.unwrap_or_default();
         config.purge_entries_min = purge_min.unwrap_or(config.purge_entries_min);
+        config.clock_drift_ppm_max = *drift;
         // No script is as long as what a server keeps.
         config.log_keep_bytes = keep_bytes.unwrap_or_default();
         config.log_bytes_max = log_bytes_max.unwrap_or(config.log_bytes_max);
@@ -180,7 +182,7 @@ fn perform(cluster: &mut Cluster, command: &Command) -> Result<()> {
         }
         Command::Run(time) => cluster.advance(time.0, &[], true),
         Command::Propose { .. }
-        | Command::Read(_)
+        | Command::Read { .. }
         | Command::Change { .. }
         | Command::Transfer { .. } => ask(cluster, command),
         Command::Persist { name, count } => {
@@ -200,11 +202,17 @@ fn perform(cluster: &mut Cluster, command: &Command) -> Result<()> {
         }
         Command::Snapshot(name) => cluster.snapshot(name.0),
         Command::Ship { link, unheard } => cluster.arrive(*link, !unheard),
+        Command::Give(link) => cluster.give(*link),
         Command::LoseSnapshot(link) => cluster.lose_snapshot(*link),
         Command::Meet(name, peer, store) => {
             cluster.step(name.0, Input::PeerStore { id: peer.0, store: StoreId(*store) })
         }
-        Command::Disk(..) | Command::Machine(..) | Command::FailReads(_) => set(cluster, command),
+        Command::Disk(..)
+        | Command::Machine(..)
+        | Command::FailReads { .. }
+        | Command::Full(_)
+        | Command::Space(_)
+        | Command::Damage { .. } => set(cluster, command),
         Command::Crash(names) => names.iter().try_for_each(|name| cluster.crash(name.0)),
         Command::Restart(names) => names.iter().try_for_each(|name| cluster.restart(name.0)),
         Command::Status(names) => {
@@ -212,6 +220,7 @@ fn perform(cluster: &mut Cluster, command: &Command) -> Result<()> {
         }
         Command::Progress(name) => show_progress(cluster, name.0),
         Command::Members(name) => show_members(cluster, name.0),
+        Command::Lease(name) => show_lease(cluster, name.0),
         Command::Deliver(_)
         | Command::Drop(_)
         | Command::Dup(_)
@@ -234,10 +243,11 @@ fn ask(cluster: &mut Cluster, command: &Command) -> Result<()> {
             let commands = commands.iter().map(|command| command.clone().into_bytes());
             cluster.propose(name.0, commands.chain(long).collect())
         }
-        Command::Read(name) => {
+        Command::Read { name, lease } => {
             cluster.requests += 1;
             let id = ReadId(cluster.requests);
-            cluster.step(name.0, Input::Read { id, mode: kontiki_raft::ReadMode::ReadIndex })
+            let mode = if *lease { ReadMode::Lease } else { ReadMode::ReadIndex };
+            cluster.step(name.0, Input::Read { id, mode })
         }
         Command::Change { name, .. } => cluster.change(name.0, change_set(command)?),
         Command::Transfer { name, to } => {
@@ -344,8 +354,18 @@ fn set(cluster: &mut Cluster, command: &Command) -> Result<()> {
             cluster.node(name.0)?.machine_pace = *pace;
             if *pace == Pace::Fast { cluster.settle(name.0) } else { Ok(()) }
         }
-        Command::FailReads(name) => {
-            cluster.node(name.0)?.can_read_back = false;
+        Command::FailReads { name, damaged } => {
+            let why = if *damaged { Unavailable::Damaged } else { Unavailable::Retry };
+            cluster.node(name.0)?.cannot_read_back = Some(why);
+            Ok(())
+        }
+        Command::Full(name) => cluster.step(name.0, Input::StorageSpace { is_full: true }),
+        Command::Space(name) => cluster.step(name.0, Input::StorageSpace { is_full: false }),
+        Command::Damage { name, from, term } => {
+            if cluster.core(name.0).is_ok() {
+                return Err(format!("{} is not down", name.0).into());
+            }
+            cluster.node(name.0)?.disk.damage(Index(*from), term.map(Term));
             Ok(())
         }
         other => Err(format!("{other:?} sets nothing").into()),
@@ -410,6 +430,9 @@ fn show_status(cluster: &mut Cluster, id: NodeId) -> Result<()> {
             status.progress.iter().map(|p| format!("{}={}", p.id, p.match_index)).collect();
         line = format!("{line}  match: {}", matches.join(" "));
     }
+    if let Some(damaged) = &status.damaged {
+        line = format!("{line}  damaged {}..={}", damaged.start(), damaged.end());
+    }
     cluster.say(&line);
     Ok(())
 }
@@ -438,6 +461,17 @@ fn show_progress(cluster: &mut Cluster, id: NodeId) -> Result<()> {
         })
         .collect();
     lines.iter().for_each(|line| cluster.say(line));
+    Ok(())
+}
+
+fn show_lease(cluster: &mut Cluster, id: NodeId) -> Result<()> {
+    let until = cluster.core(id)?.status().lease_until;
+    let line = match until {
+        Some(Timestamp(u64::MAX)) => format!("{id} has a lease for ever"),
+        Some(until) => format!("{id} has a lease for {:?}", until - cluster.now),
+        None => format!("{id} has no lease"),
+    };
+    cluster.say(&line);
     Ok(())
 }
 

@@ -75,6 +75,16 @@ impl Cluster {
         self.step(from, Input::SnapshotSent { to, session, sent: Some(last) })
     }
 
+    /// A snapshot that nobody asked for, or that somebody else was to send.
+    pub(crate) fn give(&mut self, link: Link) -> Result<()> {
+        let Link { from, to } = link;
+        let meta = self.node(from)?.disk.snapshots.last().cloned();
+        let meta = meta.ok_or_else(|| format!("{from} has no snapshot"))?;
+        self.say(&format!("{from} => {to} snapshot {}", meta.last));
+        self.node(to)?.disk.snapshots.push(meta.clone());
+        self.step(to, Input::SnapshotReceived { from, meta })
+    }
+
     pub(crate) fn lose_snapshot(&mut self, link: Link) -> Result<()> {
         let Link { from, to } = link;
         let (session, _) = *self.shipment(link)?;
