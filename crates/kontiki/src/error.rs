@@ -3,7 +3,7 @@
 
 use std::{error::Error, io, path::PathBuf, sync::Arc};
 
-use kontiki_raft::{EntryId, NodeId, Rejection, RestoreError, StoreId};
+use kontiki_raft::{EntryId, Index, NodeId, Rejection, RestoreError, StoreId};
 
 /// A failure of a log. Which one it is depends on the log that is plugged in; the default one
 /// fails with [`kontiki_log::LogError`].
@@ -45,6 +45,22 @@ pub enum Fault {
         commands: usize,
         /// How many responses came.
         responses: usize,
+    },
+    /// The log holds a command of a client session, and this node was not started with
+    /// [`Builder::sessions`](crate::Builder::sessions) as the others were.
+    #[error(
+        "entry {at} belongs to a client session, and this node keeps none: start it with sessions"
+    )]
+    SessionsOff {
+        /// Which entry.
+        at: EntryId,
+    },
+    /// A response that was kept for a client session cannot be read back: a bug in its
+    /// [`SessionResponse`](crate::SessionResponse).
+    #[error("the response that was kept for the command of entry {at} cannot be read")]
+    ResponseUnreadable {
+        /// The entry that asked for it again.
+        at: EntryId,
     },
     /// An entry was damaged between the log and the state machine: by the memory of this
     /// computer, most likely.
@@ -116,6 +132,47 @@ pub enum ReadError {
     Stopped(#[source] Fault),
 }
 
+/// Why there is no snapshot.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The state machine could not be frozen, or the file not be written.
+    #[error("the snapshot failed")]
+    Failed(#[source] Arc<io::Error>),
+    /// The node has no data directory to keep it in.
+    #[error("a node without a data directory keeps no snapshots")]
+    Unsupported,
+    /// Too much is on its way. Try again after a pause.
+    #[error("too much is on its way")]
+    Busy,
+    /// The node has stopped.
+    #[error("the node has stopped")]
+    Stopped(#[source] Fault),
+}
+
+/// What became of a command of a client session.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The node was started without [`Builder::sessions`](crate::Builder::sessions).
+    #[error("client sessions are off on this node")]
+    Off,
+    /// It was certainly not applied: it never will be as it is.
+    #[error("the command was not taken")]
+    Rejected(#[source] Rejection),
+    /// The session has expired: others were used more recently, and there is no room for all.
+    /// The command was applied once or not at all.
+    #[error("the session has expired; the command may have been applied before")]
+    Expired,
+    /// There was no answer in time. The command is applied once or not at all, now or later.
+    #[error("it is not known what became of the command")]
+    Unknown,
+    /// The node has stopped. The command is applied once or not at all;
+    /// [`ClientSession::through`](crate::ClientSession::through) asks another node.
+    #[error("the node has stopped")]
+    Stopped(#[source] Fault),
+}
+
 /// Why a leadership was not handed over.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -158,6 +215,25 @@ pub enum StartError {
     /// What the disk holds contradicts itself or the settings.
     #[error("the node cannot be restored from its disk")]
     Restore(#[source] RestoreError),
+    /// The log starts after an entry that the state machine has not applied, and there is no
+    /// snapshot to fill the gap.
+    #[error(
+        "the log starts after {log_start}, the state machine holds the log up to index {applied},          and no snapshot is there to fill the gap: replace this server by a new member with an          empty data directory"
+    )]
+    NoSnapshot {
+        /// The entry before the first of the log.
+        log_start: EntryId,
+        /// What the state machine holds.
+        applied: Index,
+    },
+    /// The newest snapshot cannot be read back.
+    #[error("the snapshot of {at} cannot be restored")]
+    Snapshot {
+        /// The last entry that it stands for.
+        at: EntryId,
+        /// Why.
+        source: io::Error,
+    },
     /// The transport cannot be started: most often, the address is in use.
     #[error("cannot listen on {address}")]
     Listen {

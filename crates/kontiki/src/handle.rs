@@ -11,11 +11,15 @@ use std::{
 
 use kontiki_raft::{
     Bytes, ChangeSet, EntryId, Index, Membership, NodeId, ProgressStatus, ReadMode, Rejection,
-    Role, SoftState, StoreId, Timestamp,
+    Role, SnapshotMeta, SoftState, StoreId, Timestamp,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{Fault, ProposeError, ReadError, StateMachine, TransferError, apply_thread::ReadFn};
+use crate::{
+    Fault, ProposeError, ReadError, SnapshotError, StateMachine, TransferError,
+    apply_thread::{ReadFn, Reply},
+    compaction::SnapshotReply,
+};
 
 /// A node of a cluster, and with it the replicated state.
 ///
@@ -27,6 +31,7 @@ pub struct Raft<S: StateMachine> {
     phase: watch::Receiver<Phase>,
     soft_state: watch::Receiver<SoftState>,
     identity: NodeIdentity,
+    has_sessions: bool,
 }
 
 /// Whom a handle speaks for.
@@ -67,6 +72,8 @@ pub struct Status {
     pub log_start: EntryId,
     /// The last entry of the log.
     pub last: EntryId,
+    /// What the entries of the log take, about, in bytes.
+    pub log_bytes: u64,
     /// The membership in force.
     pub membership: Membership,
     /// The entry that it is from, for [`ChangeSet::expect`].
@@ -87,6 +94,42 @@ pub struct Status {
     pub progress: Vec<ProgressStatus>,
 }
 
+impl Status {
+    pub(crate) fn new(
+        identity: NodeIdentity,
+        now: Timestamp,
+        status: kontiki_raft::Status<'_>,
+    ) -> Self {
+        Self {
+            identity,
+            soft_state: status.soft_state,
+            commit_index: status.commit_index,
+            applied_index: status.applied_index,
+            durable_index: status.durable_index,
+            log_start: status.log_start,
+            last: status.last,
+            log_bytes: status.log_bytes,
+            membership: status.membership.clone(),
+            membership_at: status.membership_at,
+            now,
+            lease_until: status.lease_until,
+            transfer_to: status.transfer_to,
+            damaged: status.damaged,
+            is_storage_full: status.is_storage_full,
+            oldest_write: status.oldest_write,
+            progress: status.progress,
+        }
+    }
+
+    /// How many entries this node surely lacks, as the leader knows: its own are not counted.
+    /// `None` unless this node leads and `id` is another one.
+    #[must_use]
+    pub fn lag(&self, id: NodeId) -> Option<u64> {
+        let progress = self.progress.iter().find(|progress| progress.id == id)?;
+        Some(self.last.index.get().saturating_sub(progress.match_index.get()))
+    }
+}
+
 /// What the node loop is asked by its handles.
 pub(crate) enum Request<S: StateMachine> {
     Propose(Proposed<S>),
@@ -95,7 +138,10 @@ pub(crate) enum Request<S: StateMachine> {
     Read { mode: ReadMode, serve: ReadFn<S> },
     ReadBarrier { mode: ReadMode, reply: oneshot::Sender<Result<Index, ReadError>> },
     ReadStale(ReadFn<S>),
+    ProposeSession { content: Bytes, reply: oneshot::Sender<SessionResult<S>> },
+    Snapshot(SnapshotReply),
     Status(oneshot::Sender<Status>),
+    WatchStatus(oneshot::Sender<watch::Receiver<Status>>),
     Campaign,
     Transfer { to: Option<NodeId> },
     Shutdown,
@@ -106,6 +152,9 @@ pub(crate) struct Proposed<S: StateMachine> {
     pub(crate) command: Bytes,
     pub(crate) reply: oneshot::Sender<ProposeResult<S>>,
 }
+
+pub(crate) type SessionResult<S> =
+    Result<Applied<Reply<<S as StateMachine>::Response>>, ProposeError>;
 
 pub(crate) type ChangeResult = Result<Arc<Membership>, ProposeError>;
 
@@ -135,6 +184,7 @@ pub(crate) struct HandleParts<S: StateMachine> {
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) soft_state: watch::Receiver<SoftState>,
     pub(crate) identity: NodeIdentity,
+    pub(crate) has_sessions: bool,
 }
 
 /// Why a request did not reach the node.
@@ -145,8 +195,22 @@ enum Refused {
 
 impl<S: StateMachine> Raft<S> {
     pub(crate) fn new(parts: HandleParts<S>) -> Self {
-        let HandleParts { requests, room, phase, soft_state, identity } = parts;
-        Self { requests, room, phase, soft_state, identity }
+        let HandleParts { requests, room, phase, soft_state, identity, has_sessions } = parts;
+        Self { requests, room, phase, soft_state, identity, has_sessions }
+    }
+
+    /// Whether the node keeps client sessions.
+    pub(crate) fn has_sessions(&self) -> bool {
+        self.has_sessions
+    }
+
+    /// Proposes what a client session has to say, once.
+    pub(crate) async fn propose_session(&self, content: Bytes) -> SessionResult<S> {
+        let (reply, response) = oneshot::channel();
+        let bytes = content.len();
+        self.submit(Request::ProposeSession { content, reply }, bytes)
+            .map_err(|refused| self.propose_error(&refused))?;
+        response.await.unwrap_or_else(|_| Err(ProposeError::Stopped(self.fault())))
     }
 
     /// Has `command` applied by every node, and returns what the state machine of this one said
@@ -329,6 +393,42 @@ impl<S: StateMachine> Raft<S> {
         response.await.map_err(|_| ReadError::Stopped(self.fault()))
     }
 
+    /// As [`status`](Self::status), kept up to date: at once when role, term or leader change,
+    /// and otherwise ten times a second at most. Ends when the node stops.
+    ///
+    /// # Errors
+    ///
+    /// As [`status`](Self::status).
+    ///
+    /// # Cancel safety
+    ///
+    /// The future can be dropped at any time.
+    pub async fn watch_status(&self) -> Result<watch::Receiver<Status>, ReadError> {
+        let (reply, response) = oneshot::channel();
+        self.submit(Request::WatchStatus(reply), 0).map_err(|refused| self.read_error(&refused))?;
+        response.await.map_err(|_| ReadError::Stopped(self.fault()))
+    }
+
+    /// Saves the state machine now, and returns what the snapshot stands for when it is durable:
+    /// everything that was applied before this call. The log can then be purged up to there, and
+    /// followers that need more than is left of it get this snapshot.
+    ///
+    /// # Errors
+    ///
+    /// When the state machine or the disk refuse, or there is no data directory.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped the snapshot is made all the same.
+    pub async fn snapshot_now(&self) -> Result<SnapshotMeta, SnapshotError> {
+        let (reply, response) = oneshot::channel();
+        self.submit(Request::Snapshot(reply), 0).map_err(|refused| match refused {
+            Refused::Busy => SnapshotError::Busy,
+            Refused::Stopped => SnapshotError::Stopped(self.fault()),
+        })?;
+        response.await.unwrap_or_else(|_| Err(SnapshotError::Stopped(self.fault())))
+    }
+
     /// Whom this handle speaks for.
     #[must_use]
     pub fn identity(&self) -> NodeIdentity {
@@ -488,6 +588,7 @@ impl<S: StateMachine> Clone for Raft<S> {
             phase: self.phase.clone(),
             soft_state: self.soft_state.clone(),
             identity: self.identity,
+            has_sessions: self.has_sessions,
         }
     }
 }

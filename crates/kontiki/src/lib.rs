@@ -69,8 +69,10 @@
 
 mod apply_thread;
 mod builder;
+mod client_session;
 mod clock;
 pub mod codec;
+mod compaction;
 mod error;
 mod event;
 mod handle;
@@ -82,12 +84,20 @@ mod past;
 mod replica;
 mod requests;
 mod sessions;
+mod snapshot_files;
+mod snapshots;
+mod start;
 mod tcp;
 mod transport;
 
 pub use builder::Builder;
+pub use client_session::ClientSession;
 pub use clock::{BoxFuture, Clock, MonotonicClock};
-pub use error::{Fault, LogFailure, ProposeError, ReadError, StartError, TransferError};
+pub use compaction::Compaction;
+pub use error::{
+    Fault, LogFailure, ProposeError, ReadError, SessionError, SnapshotError, StartError,
+    TransferError,
+};
 pub use event::{Action, Answer, Event, RequestId};
 pub use handle::{Applied, NodeIdentity, Raft, Status};
 pub use kontiki_disk::{Disk, DiskFile, DiskLock, RealDisk};

@@ -6,26 +6,31 @@
 //!
 //! Nothing here blocks. What could waits on a thread of its own, behind a queue.
 
+mod act;
+mod ask;
+mod hear;
+
 use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::Ordering,
         mpsc::{Sender, SyncSender},
     },
     thread::JoinHandle,
     time::Duration,
 };
 
-use kontiki_raft::{Index, ReadMode, Rejection, Role, SoftState, Timestamp, Unavailable};
+use kontiki_raft::{Index, Role, SoftState, Timestamp};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
-    Action, Answer, Applied, BoxFuture, Clock, Event, Fault, Inbox, Links, NodeIdentity,
-    ProposeError, ReadError, Replica, RequestId, StateMachine, Status,
+    Action, BoxFuture, Clock, Event, Fault, Inbox, Links, NodeIdentity, ReadError, Replica,
+    RequestId, StateMachine, Status,
     apply_thread::{ApplyEvent, ApplyJob, ReadFn},
-    handle::{ChangeResult, Phase, ProposeResult, Proposed, Request, Room},
+    compaction::{Order, SnapshotDesk},
+    handle::{ChangeResult, Phase, ProposeResult, Request, Room, SessionResult},
     log_thread::{LogEvent, LogJob, StoredEvent, StoredRead},
+    snapshots::{SnapshotEvent, SnapshotFiles},
     transport::{Delivery, Notice, Outlet},
 };
 
@@ -34,6 +39,7 @@ pub(crate) enum Internal<R> {
     Log(LogEvent),
     Stored(StoredEvent),
     Apply(ApplyEvent<R>),
+    Snapshot(SnapshotEvent),
     Panicked { part: &'static str },
 }
 
@@ -46,6 +52,12 @@ impl<R> From<LogEvent> for Internal<R> {
 impl<R> From<StoredEvent> for Internal<R> {
     fn from(event: StoredEvent) -> Self {
         Self::Stored(event)
+    }
+}
+
+impl<R> From<SnapshotEvent> for Internal<R> {
+    fn from(event: SnapshotEvent) -> Self {
+        Self::Snapshot(event)
     }
 }
 
@@ -84,6 +96,7 @@ struct Gathered<S: StateMachine> {
 /// Who waits for the answer to a request.
 enum Waiter<S: StateMachine> {
     Propose(oneshot::Sender<ProposeResult<S>>),
+    Session(oneshot::Sender<SessionResult<S>>),
     Change(oneshot::Sender<ChangeResult>),
     Read(ReadFn<S>),
     ReadBarrier(oneshot::Sender<Result<Index, ReadError>>),
@@ -103,10 +116,22 @@ pub(crate) struct Node<S: StateMachine> {
     waiters: HashMap<RequestId, Waiter<S>>,
     next_request: u64,
     times: Times,
+    desk: SnapshotDesk,
+    /// What the desk has said and is to be done in this turn.
+    orders: Vec<Order>,
+    snapshots: Option<Arc<dyn SnapshotFiles>>,
+    /// The state machine has applied the log up to here …
+    applied_index: Index,
+    /// … and will still know it up to here after power loss.
+    machine_durable: Index,
     room: Arc<Room>,
     /// For the reads that wait for the state machine.
     read_room: Arc<Semaphore>,
     soft_state: watch::Sender<SoftState>,
+    /// Kept up to date while somebody looks.
+    status: watch::Sender<Status>,
+    /// It is due then.
+    status_at: Timestamp,
     phase: watch::Sender<Phase>,
     /// What the next turn has to do and did not come from outside.
     again: Vec<Event>,
@@ -140,6 +165,10 @@ pub(crate) struct NodeParts<S: StateMachine> {
     pub(crate) threads: Threads<S>,
     pub(crate) sources: Sources<S>,
     pub(crate) times: Times,
+    pub(crate) desk: SnapshotDesk,
+    pub(crate) snapshots: Option<Arc<dyn SnapshotFiles>>,
+    pub(crate) applied_index: Index,
+    pub(crate) machine_durable: Index,
     pub(crate) room: Arc<Room>,
     pub(crate) read_room: Arc<Semaphore>,
     pub(crate) soft_state: watch::Sender<SoftState>,
@@ -149,9 +178,13 @@ pub(crate) struct NodeParts<S: StateMachine> {
 /// Taken from one source in one turn, so that no source waits for long behind another.
 const TURN_MAX: usize = 4096;
 
+/// Who watches the status is told of changes this often.
+const STATUS_INTERVAL: Duration = Duration::from_millis(100);
+
 impl<S: StateMachine> Node<S> {
     pub(crate) fn new(parts: NodeParts<S>) -> Self {
         let NodeParts { replica, identity, clock, links, threads, sources, times, .. } = parts;
+        let (status, _) = watch::channel(Status::new(identity, clock.now(), replica.status()));
         Self {
             replica,
             identity,
@@ -164,9 +197,16 @@ impl<S: StateMachine> Node<S> {
             waiters: HashMap::new(),
             next_request: 0,
             times,
+            desk: parts.desk,
+            orders: Vec::new(),
+            snapshots: parts.snapshots,
+            applied_index: parts.applied_index,
+            machine_durable: parts.machine_durable,
             room: parts.room,
             read_room: parts.read_room,
             soft_state: parts.soft_state,
+            status,
+            status_at: Timestamp(0),
             phase: parts.phase,
             again: Vec::new(),
             timer: None,
@@ -177,6 +217,7 @@ impl<S: StateMachine> Node<S> {
 
     /// Runs until the node is stopped or fails, and then until nothing is left of it.
     pub(crate) async fn run(mut self) {
+        self.tell_applied(self.clock.now());
         let fault = loop {
             self.turn();
             if let Some(fault) = self.fault.take() {
@@ -222,7 +263,9 @@ impl<S: StateMachine> Node<S> {
     /// Sets the timer for the next deadline. A timer that fires too early costs a turn, one
     /// that is set anew for every message costs more; so an earlier one is left alone.
     fn arm_timer(&mut self) {
-        let Some(at) = self.replica.next_deadline().into_iter().chain(self.stop_at).min() else {
+        let status_at = (0 < self.status.receiver_count()).then_some(self.status_at);
+        let own = self.stop_at.into_iter().chain(status_at);
+        let Some(at) = self.replica.next_deadline().into_iter().chain(own).min() else {
             self.timer = None;
             return;
         };
@@ -242,21 +285,7 @@ impl<S: StateMachine> Node<S> {
             self.on_internal(now, event);
         }
         for notice in gathered.notices.drain(..) {
-            match notice {
-                Notice::Unreachable(id) => {
-                    self.replica.handle(now, Event::PeerUnreachable { id });
-                }
-                Notice::Fault(fault) => self.fail(fault),
-                Notice::SnapshotReceived { from, meta } => {
-                    self.replica.handle(now, Event::SnapshotReceived { from, meta });
-                }
-                Notice::SnapshotSent { to, session, sent } => {
-                    self.replica.handle(now, Event::SnapshotSent { to, session, sent });
-                }
-                Notice::PeerStore { id, store } => {
-                    self.replica.handle(now, Event::PeerStore { id, store });
-                }
-            }
+            self.on_notice(now, notice);
         }
         let messages = gathered.control.drain(..).chain(gathered.append.drain(..));
         for Delivery { from, message, .. } in messages {
@@ -276,198 +305,16 @@ impl<S: StateMachine> Node<S> {
             self.carry_out(action);
         }
         self.actions = actions;
+        self.carry_out_orders();
+        self.maybe_publish(now);
         self.maybe_stop(now);
     }
 
-    fn on_internal(&mut self, now: Timestamp, event: Internal<S::Response>) {
-        match event {
-            Internal::Log(LogEvent::Persisted(ticket)) => {
-                self.replica.handle(now, Event::Persisted(ticket));
-            }
-            Internal::Log(LogEvent::Failed { ticket, error }) => {
-                if let Some(ticket) = ticket {
-                    self.replica.handle(now, Event::WriteFailed(ticket));
-                }
-                self.fail(Fault::Log(error.into()));
-            }
-            Internal::Log(LogEvent::Purged { upto }) => {
-                self.replica.handle(now, Event::Purged { upto });
-            }
-            Internal::Log(LogEvent::Space { is_full }) => {
-                let id = self.identity.id;
-                if is_full {
-                    tracing::error!(%id, "no space for the log: no writes until there is some");
-                } else {
-                    tracing::info!(%id, "there is space for the log again");
-                }
-                self.replica.handle(now, Event::StorageSpace { is_full });
-            }
-            Internal::Stored(StoredEvent::Send(envelope)) => self.links.send(envelope),
-            Internal::Stored(StoredEvent::Unavailable { to, session, why }) => {
-                self.replica.handle(now, Event::EntriesUnavailable { to, session, why });
-            }
-            Internal::Apply(ApplyEvent::Applied { upto, durable, responses }) => {
-                self.replica.handle(now, Event::Applied { upto, durable });
-                for (id, at, response) in responses {
-                    if let Some(Waiter::Propose(reply)) = self.waiters.remove(&id) {
-                        // Whoever asked may have gone.
-                        drop(reply.send(Ok(Applied { at, response })));
-                    }
-                }
-            }
-            Internal::Apply(ApplyEvent::Failed(fault)) => self.fail(fault),
-            Internal::Panicked { part } => self.fail(Fault::Panicked { part }),
-        }
-    }
-
-    fn on_request(&mut self, now: Timestamp, request: Request<S>) {
-        let deadline = now + self.times.request_timeout;
-        match request {
-            Request::Propose(proposed) => self.propose(now, proposed),
-            Request::ProposeMany(many) => {
-                many.into_iter().for_each(|proposed| self.propose(now, proposed));
-            }
-            Request::ChangeMembership { change, reply } => {
-                let id = self.enter(Waiter::Change(reply));
-                self.replica.handle(now, Event::ChangeMembership { id, change, deadline });
-            }
-            Request::Read { mode, serve } => self.read(now, mode, Waiter::Read(serve)),
-            Request::ReadBarrier { mode, reply } => {
-                self.read(now, mode, Waiter::ReadBarrier(reply));
-            }
-            Request::ReadStale(serve) => self.submit_read(serve),
-            Request::Status(reply) => {
-                // Whoever asked may have gone.
-                drop(reply.send(self.status()));
-            }
-            Request::Campaign => self.replica.handle(now, Event::Campaign),
-            Request::Transfer { to } => {
-                self.replica.handle(now, Event::TransferLeadership { to });
-            }
-            Request::Shutdown => self.begin_stop(now),
-        }
-    }
-
-    fn propose(&mut self, now: Timestamp, proposed: Proposed<S>) {
-        let Proposed { command, reply } = proposed;
-        self.room.bytes.fetch_sub(command.len(), Ordering::Relaxed);
-        if self.stop_at.is_some() {
-            drop(reply.send(Err(ProposeError::Stopped(Fault::Shutdown))));
-            return;
-        }
-        let deadline = now + self.times.request_timeout;
-        let id = self.enter(Waiter::Propose(reply));
-        let is_session = false;
-        self.replica.handle(now, Event::Propose { id, command, is_session, deadline });
-    }
-
-    fn read(&mut self, now: Timestamp, mode: ReadMode, waiter: Waiter<S>) {
-        let deadline = now + self.times.request_timeout;
-        let id = self.enter(waiter);
-        self.replica.handle(now, Event::Read { id, mode, deadline });
-    }
-
-    fn enter(&mut self, waiter: Waiter<S>) -> RequestId {
-        let id = RequestId(self.next_request);
-        self.next_request += 1;
-        self.waiters.insert(id, waiter);
-        id
-    }
-
-    fn carry_out(&mut self, action: Action) {
-        match action {
-            Action::Send(envelope) => self.links.send(envelope),
-            Action::SendStored { envelope, range, bytes_max, session } => {
-                let to = envelope.to;
-                let job = StoredRead { envelope, range, bytes_max, session };
-                if self.threads.stored.try_send(job).is_err() {
-                    // Too much to read already: the protocol asks again.
-                    let why = Unavailable::Retry;
-                    self.again.push(Event::EntriesUnavailable { to, session, why });
-                }
-            }
-            // A thread that is gone has told why, or will have before the next turn.
-            Action::Write(write) => drop(self.threads.log.send(LogJob::Write(write))),
-            Action::Purge { upto } => drop(self.threads.log.send(LogJob::Purge(upto))),
-            Action::Apply { what, waiters } => {
-                self.submit_apply(ApplyJob::Apply { what, waiters });
-            }
-            Action::SendSnapshot { to, session, .. } => {
-                self.again.push(Event::SnapshotSent { to, session, sent: None });
-            }
-            Action::CancelSnapshot { to, session } => self.links.cancel_snapshot(to, session),
-            Action::Membership(at, membership) => {
-                let members = membership.members.len();
-                tracing::info!(id = %self.identity.id, %at, members, "membership in force");
-                self.links.set_members(&membership);
-            }
-            Action::Answer { id, answer } => self.answer(id, answer),
-            Action::SoftState(soft_state) => {
-                let SoftState { role, term, leader } = soft_state;
-                let leader = leader.map(tracing::field::display);
-                tracing::info!(id = %self.identity.id, %role, %term, leader, "role changed");
-                self.soft_state.send_replace(soft_state);
-            }
-        }
-    }
-
-    fn answer(&mut self, id: RequestId, answer: Answer) {
-        let Some(waiter) = self.waiters.remove(&id) else { return };
-        match (waiter, answer) {
-            (Waiter::Read(serve), Answer::ReadReady { .. }) => {
-                self.submit_read(serve);
-            }
-            (Waiter::ReadBarrier(reply), Answer::ReadReady { index }) => {
-                drop(reply.send(Ok(index)));
-            }
-            (Waiter::Read(serve), Answer::Rejected(why)) => serve(Err(ReadError::Rejected(why))),
-            (Waiter::ReadBarrier(reply), Answer::Rejected(why)) => {
-                drop(reply.send(Err(ReadError::Rejected(why))));
-            }
-            (Waiter::Change(reply), Answer::MembershipChanged { membership, .. }) => {
-                drop(reply.send(Ok(membership)));
-            }
-            (Waiter::Propose(reply), answer) => drop(reply.send(Err(propose_error(answer)))),
-            (Waiter::Change(reply), answer) => drop(reply.send(Err(propose_error(answer)))),
-            (Waiter::Read(_) | Waiter::ReadBarrier(_), answer) => {
-                unreachable!("a read was answered as a proposal: {answer:?}")
-            }
-        }
-    }
-
-    /// Has a read run by the state machine, if not too many wait for it already.
-    fn submit_read(&self, serve: ReadFn<S>) {
-        match Arc::clone(&self.read_room).try_acquire_owned() {
-            Ok(room) => self.submit_apply(ApplyJob::Read { serve, room }),
-            Err(_) => serve(Err(ReadError::Rejected(Rejection::Busy))),
-        }
-    }
-
-    fn submit_apply(&self, job: ApplyJob<S>) {
-        // As with the log: a thread that is gone has told why.
-        drop(self.threads.apply.send(job));
-    }
-
-    fn status(&self) -> Status {
-        let now = self.clock.now();
-        let status = self.replica.status();
-        Status {
-            identity: self.identity,
-            soft_state: status.soft_state,
-            commit_index: status.commit_index,
-            applied_index: status.applied_index,
-            durable_index: status.durable_index,
-            log_start: status.log_start,
-            last: status.last,
-            membership: status.membership.clone(),
-            membership_at: status.membership_at,
-            now,
-            lease_until: status.lease_until,
-            transfer_to: status.transfer_to,
-            damaged: status.damaged,
-            is_storage_full: status.is_storage_full,
-            oldest_write: status.oldest_write,
-            progress: status.progress,
+    /// Who watches the status is told of it, if not too often.
+    fn maybe_publish(&mut self, now: Timestamp) {
+        if self.status_at <= now && 0 < self.status.receiver_count() {
+            self.status.send_replace(self.status_now());
+            self.status_at = now + STATUS_INTERVAL;
         }
     }
 
@@ -508,7 +355,7 @@ impl<S: StateMachine> Node<S> {
     async fn stop(self, fault: Fault) {
         // Before anyone sees that there will be no answer: they will ask why.
         self.phase.send_replace(Phase::Stopping(fault.clone()));
-        drop((self.sources, self.gathered, self.waiters));
+        drop((self.sources, self.gathered, self.waiters, self.desk, self.orders, self.status));
         self.links.close().await;
         let Threads { log, apply, stored, joins } = self.threads;
         drop((log, apply, stored)); // the threads write and apply what they have, and end
@@ -552,18 +399,6 @@ impl<S: StateMachine> Default for Gathered<S> {
             control: Vec::new(),
             append: Vec::new(),
             requests: Vec::new(),
-        }
-    }
-}
-
-/// Why a proposal was not applied.
-fn propose_error(answer: Answer) -> ProposeError {
-    match answer {
-        Answer::Rejected(why) => ProposeError::Rejected(why),
-        Answer::Superseded { at } => ProposeError::Superseded { at },
-        Answer::Unknown { at } => ProposeError::Unknown { at },
-        Answer::ReadReady { .. } | Answer::MembershipChanged { .. } => {
-            unreachable!("a proposal was answered as something else: {answer:?}")
         }
     }
 }

@@ -311,7 +311,7 @@ async fn a_state_machine_that_fails_stops_the_node() {
 
 /// A state machine on a disk that loses nothing: it is there before and after the node.
 #[derive(Clone, Debug, Default)]
-struct Durable(Arc<Mutex<(u64, Vec<Vec<u8>>)>>);
+pub(crate) struct Durable(Arc<Mutex<(u64, Vec<Vec<u8>>)>>);
 
 impl StateMachine for Durable {
     type Response = usize;
@@ -387,7 +387,7 @@ async fn a_durable_state_machine_goes_on_where_it_was_and_its_log_is_purged() {
         .data_dir(cluster.data_dir(1))
         .bootstrap(cluster.members.clone())
         .start();
-    assert!(matches!(forgetful.await, Err(StartError::Restore(_))));
+    assert!(matches!(forgetful.await, Err(StartError::NoSnapshot { .. })));
 }
 
 #[tokio::test]

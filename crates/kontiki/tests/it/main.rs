@@ -5,10 +5,12 @@
 mod cluster;
 mod codec;
 mod common;
+mod exactly_once;
 mod examples;
 mod faults;
 mod lifecycle;
 mod replica;
 mod sessions;
+mod snapshots;
 mod swapped;
 mod world;

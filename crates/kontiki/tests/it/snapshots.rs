@@ -1,0 +1,118 @@
+//! A state machine in memory is saved, its log is purged, and it comes back from both.
+
+use std::{fs, time::Duration};
+
+use kontiki::{Builder, Compaction, Index, Raft, StartError};
+
+use crate::common::{Cluster, List, eventually, leader};
+
+/// Saves often and keeps little: a segment holds 64 of the commands of these tests.
+fn often(builder: Builder<List>) -> Builder<List> {
+    builder
+        .compaction(Compaction {
+            snapshot_after_bytes: 100_000,
+            keep_bytes: 0,
+            ..Compaction::default()
+        })
+        .tune(|config| config.purge_entries_min = 10)
+}
+
+async fn fill(node: &Raft<List>, count: usize) {
+    for _ in 0..count {
+        node.propose(vec![7; 4000]).await.unwrap();
+    }
+}
+
+async fn purged(node: &Raft<List>) -> Index {
+    eventually("the log is purged", || async {
+        let start = node.status().await.unwrap().log_start.index;
+        (Index(100) < start).then_some(start)
+    })
+    .await
+}
+
+/// Pitfall M10.
+#[tokio::test]
+async fn a_machine_in_memory_comes_back_from_its_snapshot_and_what_is_left_of_the_log() {
+    let cluster = Cluster::new(1);
+    for round in 1..=3 {
+        let node = often(cluster.builder(1)).start().await.unwrap();
+        assert_eq!(node.read(|list| list.0.len()).await.unwrap(), (round - 1) * 200);
+        fill(&node, 200).await;
+        if round == 1 {
+            purged(&node).await;
+        }
+        node.shutdown().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_by_hand_holds_all_that_was_applied() {
+    let cluster = Cluster::new(1);
+    let node = cluster.start(1).await;
+    let applied = node.propose("x").await.unwrap();
+    let meta = node.snapshot_now().await.unwrap();
+    assert!(applied.at.index <= meta.last.index);
+    assert_eq!(meta.membership.members.len(), 1);
+    assert_eq!(node.snapshot_now().await.unwrap(), meta, "nothing is new");
+    node.shutdown().await.unwrap();
+    // Without the log all of it is in there.
+    let node = cluster.start(1).await;
+    assert_eq!(node.read(|list| list.0.clone()).await.unwrap(), [b"x".to_vec()]);
+}
+
+/// The newest snapshot is damaged: the one before it will do, while the log reaches it.
+#[tokio::test]
+async fn a_damaged_snapshot_is_passed_over_for_an_older_one() {
+    let cluster = Cluster::new(1);
+    let node = cluster.start(1).await;
+    node.propose("one").await.unwrap();
+    node.snapshot_now().await.unwrap();
+    node.propose("two").await.unwrap();
+    let newest = node.snapshot_now().await.unwrap().last;
+    node.shutdown().await.unwrap();
+
+    let name = format!("{:016x}-{:016x}.snap", newest.index.get(), newest.term.get());
+    let path = cluster.data_dir(1).join("snapshot").join(name);
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+
+    let node = cluster.start(1).await;
+    let list = node.read(|list| list.0.clone()).await.unwrap();
+    assert_eq!(list, [b"one".to_vec(), b"two".to_vec()]);
+}
+
+/// Pitfall D9: without the snapshot there is a gap that nothing fills, and that is said.
+#[tokio::test]
+async fn a_log_that_starts_after_what_the_machine_holds_is_refused() {
+    let cluster = Cluster::new(1);
+    let node = often(cluster.builder(1)).start().await.unwrap();
+    fill(&node, 200).await;
+    purged(&node).await;
+    node.shutdown().await.unwrap();
+    fs::remove_dir_all(cluster.data_dir(1).join("snapshot")).unwrap();
+    let error = cluster.builder(1).start().await.unwrap_err();
+    assert!(matches!(error, StartError::NoSnapshot { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn writes_go_on_while_a_snapshot_is_made() {
+    let cluster = Cluster::new(3);
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        nodes.push(often(cluster.builder(id)).start().await.unwrap());
+    }
+    let at = leader(&nodes).await;
+    let writer = nodes[at].clone();
+    let writes = tokio::spawn(async move { fill(&writer, 300).await });
+    for _ in 0..5 {
+        nodes[at].snapshot_now().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    writes.await.unwrap();
+    for node in &nodes {
+        assert_eq!(node.read(|list| list.0.len()).await.unwrap(), 300);
+    }
+}
