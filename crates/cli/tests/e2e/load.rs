@@ -88,6 +88,12 @@ impl Load {
         Self { endpoints, initial, history, is_stopping, clients: tasks }
     }
 
+    /// Who is asked at the end, if not all servers that were there at the start.
+    pub(crate) fn ask(&mut self, servers: &Servers) {
+        self.endpoints =
+            servers.running().into_iter().map(|index| servers.endpoint(index)).collect();
+    }
+
     /// How long after `moment` the first write was done that was begun after it.
     pub(crate) async fn resumed_after(&self, moment: Instant) -> Duration {
         until("a write after the fault", async || {

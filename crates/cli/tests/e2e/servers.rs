@@ -97,6 +97,8 @@ pub(crate) struct Servers {
     nodes: Vec<Node>,
     /// Where they pass through, if not directly.
     links: Option<Links>,
+    /// Beside those that say who a server is.
+    flags: Vec<String>,
 }
 
 struct Node {
@@ -106,6 +108,10 @@ struct Node {
     /// Where the others find it: its peer port, or that of a proxy.
     advertised_port: u16,
     env: Vec<(&'static str, String)>,
+    /// It was added to a cluster that ran already.
+    is_joiner: bool,
+    /// It was removed: nobody is told of it any more.
+    is_removed: bool,
     child: Option<Child>,
 }
 
@@ -152,20 +158,75 @@ impl Servers {
 
     /// Three servers that do not run yet.
     pub(crate) fn unstarted() -> Self {
-        let ports = free_ports(6);
-        let nodes: Vec<Node> = ports
-            .chunks(2)
-            .zip(1..)
-            .map(|(ports, number)| Node {
-                name: format!("n{number}"),
-                client_port: ports[0],
-                peer_port: ports[1],
-                advertised_port: ports[1],
-                env: Vec::new(),
-                child: None,
-            })
-            .collect();
-        Self { dir: directory(), nodes, links: None }
+        let mut servers =
+            Self { dir: directory(), nodes: Vec::new(), links: None, flags: Vec::new() };
+        TIMES.iter().for_each(|flag| servers.set_flag(flag));
+        servers.set_flag("--log-segment-bytes=1048576");
+        for _ in 0..3 {
+            servers.make_node(false);
+        }
+        servers
+    }
+
+    /// A server for a cluster that runs already. It is not started, and nobody knows of it yet.
+    pub(crate) fn make_joiner(&mut self) -> usize {
+        self.make_node(true)
+    }
+
+    fn make_node(&mut self, is_joiner: bool) -> usize {
+        let index = self.nodes.len();
+        let ports = free_ports(2);
+        self.nodes.push(Node {
+            name: format!("n{}", index + 1),
+            client_port: ports[0],
+            peer_port: ports[1],
+            advertised_port: ports[1],
+            env: Vec::new(),
+            is_joiner,
+            is_removed: false,
+            child: None,
+        });
+        index
+    }
+
+    /// Nobody is told of this server any more.
+    pub(crate) fn forget(&mut self, index: usize) {
+        self.nodes[index].is_removed = true;
+    }
+
+    /// A server that was removed is known again, and joins as a new one.
+    pub(crate) fn become_joiner(&mut self, index: usize) {
+        self.nodes[index].is_removed = false;
+        self.nodes[index].is_joiner = true;
+    }
+
+    /// The servers that were started, and neither stopped nor removed.
+    pub(crate) fn running(&self) -> Vec<usize> {
+        let is_running = |&index: &usize| {
+            let node = &self.nodes[index];
+            node.child.is_some() && !node.is_removed
+        };
+        (0..self.nodes.len()).filter(is_running).collect()
+    }
+
+    /// Sets a flag, `--name=value`, of all servers, for their next start.
+    pub(crate) fn set_flag(&mut self, flag: &str) {
+        let name = |flag: &str| flag.split('=').next().unwrap_or_default().to_owned();
+        self.flags.retain(|other| name(other) != name(flag));
+        self.flags.push(flag.to_owned());
+    }
+
+    pub(crate) fn peer_url(&self, index: usize) -> String {
+        format!("http://127.0.0.1:{}", self.nodes[index].advertised_port)
+    }
+
+    pub(crate) fn name(&self, index: usize) -> &str {
+        &self.nodes[index].name
+    }
+
+    /// The process of a server that runs.
+    pub(crate) fn process(&self, index: usize) -> u32 {
+        self.nodes[index].child.as_ref().unwrap().id()
     }
 
     /// Starts all servers and waits until they serve.
@@ -189,8 +250,10 @@ impl Servers {
         let members: Vec<String> = self
             .nodes
             .iter()
+            .filter(|other| !other.is_removed && (node.is_joiner || !other.is_joiner))
             .map(|node| format!("{}=http://127.0.0.1:{}", node.name, node.advertised_port))
             .collect();
+        let state = if node.is_joiner { "existing" } else { "new" };
         let mut flags = vec![
             "serve".to_owned(),
             format!("--name={}", node.name),
@@ -199,10 +262,10 @@ impl Servers {
             format!("--listen-peer-urls=http://127.0.0.1:{}", node.peer_port),
             format!("--initial-advertise-peer-urls=http://127.0.0.1:{}", node.advertised_port),
             format!("--initial-cluster={}", members.join(",")),
-            "--log-segment-bytes=1048576".to_owned(),
+            format!("--initial-cluster-state={state}"),
             "--stop-with-stdin".to_owned(),
         ];
-        flags.extend(TIMES.map(str::to_owned));
+        flags.extend(self.flags.iter().cloned());
         flags
     }
 
@@ -210,10 +273,10 @@ impl Servers {
     pub(crate) fn start(&mut self, index: usize) {
         let log = OpenOptions::new().create(true).append(true).open(self.log_path(index));
         let child = spawn_with(&self.flags(index), &self.nodes[index].env, log.unwrap());
-        if let Some(links) = &self.links {
-            links.set_process(index, Some(child.id()));
-        }
         self.nodes[index].child = Some(child);
+        if let Some(links) = &self.links {
+            links.set_process(index, Some(self.process(index)));
+        }
     }
 
     pub(crate) fn endpoint(&self, index: usize) -> String {
