@@ -27,6 +27,7 @@ mod error;
 mod frame;
 mod real;
 mod scan;
+mod search;
 mod segment;
 mod small_file;
 mod spare;
@@ -39,6 +40,7 @@ pub use frame::{
 };
 pub use real::RealDisk;
 pub use scan::{Scan, Tail};
+pub use search::{Survivors, find_survivors};
 pub use segment::{SEGMENT_HEADER_BYTES, SEGMENT_USER_BYTES, SegmentHeader, SegmentMagic};
 pub use small_file::SmallFile;
 pub use spare::{Spare, SparePool};

@@ -14,11 +14,11 @@ use crate::{
 
 /// How much is read at a time. A frame that crosses the end is read again with what follows, so
 /// this is several times what a large group commit takes.
-const WINDOW_BYTES: usize = 4 << 20;
+pub(crate) const WINDOW_BYTES: usize = 4 << 20;
 
 /// How far ahead a frame number is believed when headers are searched for behind a bad place.
 /// No segment holds more frames than this; what claims to be further away is chance.
-const SEQ_AHEAD_MAX: u64 = 1 << 32;
+pub(crate) const SEQ_AHEAD_MAX: u64 = 1 << 32;
 
 /// Walks the frames of one segment.
 #[derive(Debug)]
@@ -170,9 +170,13 @@ impl<'a> Scan<'a> {
             let rest = usize::try_from(self.len - offset).unwrap_or(usize::MAX);
             self.window.resize(len.max(WINDOW_BYTES).min(rest), 0);
             self.window_offset = offset;
-            self.file
-                .read_at(offset, &mut self.window)
-                .map_err(DiskError::io("read", self.path))?;
+            if self.file.read_at(offset, &mut self.window).is_err() {
+                // What cannot be read may lie behind what is asked for.
+                self.window.resize(len, 0);
+                self.file
+                    .read_at(offset, &mut self.window)
+                    .map_err(DiskError::io("read", self.path))?;
+            }
         }
         let start = usize::try_from(offset - self.window_offset).expect("inside the window");
         Ok(&mut self.window[start..start + len])

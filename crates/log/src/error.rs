@@ -97,13 +97,27 @@ pub enum LogError {
         asked: String,
     },
 
-    /// The entry was purged, or was never there.
-    #[error("entry {index} is not in the log, which holds what follows {log_start} up to {last}")]
-    NotInLog {
+    /// A segment belongs to another data directory. It was put here by mistake: take it away.
+    #[error("{} belongs to another data directory; nothing was changed", path.display())]
+    Foreign {
+        /// The segment.
+        path: PathBuf,
+    },
+
+    /// The entry was purged: a snapshot stands for it.
+    #[error("entry {index} was purged, the log starts after {log_start}")]
+    Purged {
         /// What was asked for.
         index: Index,
         /// The entry before the first of the log.
         log_start: EntryId,
+    },
+
+    /// The entry is not there: not yet, or not any more since it was replaced.
+    #[error("entry {index} is not in the log, which ends at {last}")]
+    NotInLog {
+        /// What was asked for.
+        index: Index,
         /// The last entry of the log.
         last: EntryId,
     },

@@ -2,7 +2,8 @@
 //!
 //! One [`Log`] writes: all that waits becomes one record, one write and one `fdatasync`, and
 //! hard state and entries are in it together. Any number of [`LogReader`]s read old entries
-//! beside it. [`Log::open`] recovers: a torn tail is cut, damage is refused and never cut.
+//! beside it. [`Log::open`] recovers: a torn tail is cut; damage in what was acknowledged never
+//! is, it is set aside and told of, or refused.
 //!
 //! Every byte on disk is described in `docs/log-format.md`. What a record means to Raft is
 //! known here; how bytes are kept and judged is known by `kontiki-disk`; what is to be written
@@ -42,6 +43,7 @@
 //! ```
 
 mod codec;
+mod damage;
 mod entries;
 mod error;
 mod identity;
@@ -50,16 +52,18 @@ mod peers;
 mod reader;
 mod record;
 mod recover;
+mod replay;
 mod segment;
 mod snapshot;
+mod survey;
 
 pub use codec::{decode_membership, encode_membership};
 pub use error::LogError;
 pub use identity::{Identity, IdentityRequest};
-pub use log::{Log, LogOptions, Opened, SpareMaker};
+pub use log::{Log, LogOptions, OnDamage, Opened, SpareMaker};
 pub use peers::{KnownPeers, PeerError, StoreChanged};
 pub use reader::LogReader;
-pub use recover::{RecoveryReport, TornTail};
+pub use recover::{DamageReport, RecoveryReport, TornTail};
 pub use snapshot::{
     DamagedSnapshot, Receiving, SnapshotFileWriter, SnapshotInfo, SnapshotReader, SnapshotReceiver,
     SnapshotSource, Snapshots,

@@ -9,6 +9,7 @@
 
 use std::{
     io, mem,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -17,14 +18,15 @@ use kontiki_disk::{
     Disk, DiskLock, FRAME_ALIGN, FrameSpec, SEGMENT_HEADER_BYTES, SegmentHeader, SparePool, Tail,
     encode_frame,
 };
-use kontiki_raft::{EntryId, HardState, Recovered, StoreId, WriteBatch};
+use kontiki_raft::{EntryId, HardState, Index, Recovered, StoreId, WriteBatch};
 
 use crate::{
     Identity, IdentityRequest, LogError, LogReader, RecoveryReport,
+    damage::{self, Patient},
     entries::Entries,
     identity,
     record::{self, Location, Merged, Start, encode_entry},
-    recover::{Recovery, Seal, recover},
+    recover::{Recovery, Refusal, Seal, recover},
     segment::{self, MAGIC, Segment, SegmentStart},
 };
 
@@ -45,11 +47,26 @@ pub struct LogOptions {
     /// Makes the secrets of the segments, together with the store's id: a client who knows them
     /// could make a torn write look like damage. Random for a server, fixed for a simulation.
     pub seed: u64,
+    /// What to do when acknowledged records are damaged.
+    pub on_damage: OnDamage,
+}
+
+/// What [`Log::open`] does about acknowledged records that are not what was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "there is no third way")]
+pub enum OnDamage {
+    /// They and everything after them are set aside, and the log goes on without. It tells of
+    /// the damage ([`Recovered::damaged`]) until a batch says that it is repaired, so that the
+    /// node does not vote before a leader has refilled it.
+    #[default]
+    SetAside,
+    /// The log is not opened, and nothing is changed.
+    Refuse,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, spares: 2, seed: 0 }
+        Self { segment_bytes: 64 << 20, spares: 2, seed: 0, on_damage: OnDamage::default() }
     }
 }
 
@@ -68,6 +85,9 @@ pub struct Opened {
 #[derive(Debug)]
 pub struct Log {
     disk: Arc<dyn Disk>,
+    /// The data directory.
+    root: PathBuf,
+    /// That of the segments.
     dir: PathBuf,
     store: StoreId,
     seed: u64,
@@ -82,6 +102,10 @@ pub struct Log {
     is_unsynced: bool,
     /// What waits for that record: the segments before this one hold nothing any more.
     reset_in: Option<u32>,
+    /// Damage was found in this life or an earlier one.
+    is_damaged: bool,
+    /// What was written last says that it is over.
+    is_repaired: bool,
     is_poisoned: bool,
     buf: Vec<u8>,
     _lock: Box<dyn DiskLock>,
@@ -97,7 +121,8 @@ impl Log {
     ///
     /// [`LogError::Locked`] if another process uses the directory, [`LogError::WrongIdentity`]
     /// if it is another server's, [`LogError::Damaged`] if acknowledged bytes are not what was
-    /// written. Nothing was changed then.
+    /// written and are not to be set aside, or cannot be done without: the identity, or all
+    /// segments at once. Nothing was changed then.
     ///
     /// # Panics
     ///
@@ -109,7 +134,7 @@ impl Log {
         identity: &IdentityRequest,
         options: LogOptions,
     ) -> Result<(Self, Opened), LogError> {
-        let LogOptions { segment_bytes, spares, seed } = options;
+        let LogOptions { segment_bytes, spares, seed, on_damage } = options;
         assert!(
             (5 << 10..=2 << 30).contains(&segment_bytes),
             "segments of {segment_bytes} bytes are too short or too long"
@@ -142,11 +167,22 @@ impl Log {
             None => identity::write(&*disk, dir, identity)?,
         };
         let genesis = Arc::new(identity.genesis.clone());
-        let mut recovery = recover(&*disk, &segments_dir, store, genesis)?;
+        let patient = Patient {
+            disk: &disk,
+            dir,
+            segments_dir: &segments_dir,
+            store,
+            seed,
+            segment_bytes,
+            genesis: &genesis,
+        };
+        let (mut recovery, damage) = recover_or_set_aside(&patient, on_damage)?;
         recovery.report.is_new = is_new;
-        let opened = opened(identity, &recovery);
+        let is_damaged = damage.is_some();
+        let opened = opened(identity, &recovery, damage);
         let log = Self {
             disk,
+            root: dir.to_owned(),
             dir: segments_dir,
             store,
             seed,
@@ -158,6 +194,8 @@ impl Log {
             hard_state: recovery.hard_state,
             is_unsynced: false,
             reset_in: None,
+            is_damaged,
+            is_repaired: false,
             is_poisoned: false,
             buf: Vec::new(),
             _lock: lock,
@@ -180,6 +218,7 @@ impl Log {
         self.sync()?;
         let merged = Merged::new(batches.as_ref());
         if !merged.has_record() {
+            self.is_repaired |= merged.is_repaired;
             return Ok(());
         }
         self.assert_follows(&merged);
@@ -197,6 +236,7 @@ impl Log {
         }
         let written = self.append(&spec)?;
         self.hard_state = merged.hard_state.unwrap_or(self.hard_state);
+        self.is_repaired |= merged.is_repaired;
         self.publish(&merged, &places, written);
         Ok(())
     }
@@ -208,12 +248,17 @@ impl Log {
     /// Any error is final: what is on the disk is not known until the log is opened again.
     pub fn sync(&mut self) -> Result<(), LogError> {
         self.check_is_sound()?;
-        if !self.is_unsynced {
-            return Ok(());
+        if self.is_unsynced {
+            let result = self.current.file.sync_data();
+            self.or_poison(result.map_err(LogError::io("sync", &self.current.path)))?;
+            self.is_unsynced = false;
         }
-        let result = self.current.file.sync_data();
-        self.or_poison(result.map_err(LogError::io("sync", &self.current.path)))?;
-        self.is_unsynced = false;
+        if mem::take(&mut self.is_repaired) && mem::take(&mut self.is_damaged) {
+            // Not before what repairs it is durable. A crash in between is no harm: the damage
+            // is told of once more.
+            let result = damage::forget(&*self.disk, &self.root);
+            self.or_poison(result)?;
+        }
         if let Some(kept) = self.reset_in.take() {
             // What cannot be removed is in nobody's way: the next purge or start tries again.
             drop(self.remove_segments_before(kept));
@@ -473,7 +518,33 @@ fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DiskLock>, LogError> {
     }
 }
 
-fn opened(identity: Identity, recovery: &Recovery) -> Opened {
+/// Recovers. What is damaged is set aside, if it may be, and what is left is recovered.
+fn recover_or_set_aside(
+    patient: &Patient<'_>,
+    on_damage: OnDamage,
+) -> Result<(Recovery, Option<RangeInclusive<Index>>), LogError> {
+    let recover = || {
+        let genesis = Arc::clone(patient.genesis);
+        recover(&**patient.disk, patient.segments_dir, patient.store, genesis)
+    };
+    let known = patient.marker()?;
+    match recover() {
+        Ok(recovery) => Ok((recovery, known.map(|marker| marker.entries))),
+        Err(Refusal { error, before: Some(before) }) if on_damage == OnDamage::SetAside => {
+            let (marker, report) = patient.set_aside(&error, &before, known.as_ref())?;
+            let mut recovery = recover().map_err(|refusal| refusal.error)?;
+            recovery.report.damage = Some(report);
+            Ok((recovery, Some(marker.entries)))
+        }
+        Err(refusal) => Err(refusal.error),
+    }
+}
+
+fn opened(
+    identity: Identity,
+    recovery: &Recovery,
+    damaged: Option<RangeInclusive<Index>>,
+) -> Opened {
     let entries = &recovery.entries;
     let recovered = Recovered {
         hard_state: recovery.hard_state,
@@ -482,6 +553,7 @@ fn opened(identity: Identity, recovery: &Recovery) -> Opened {
         last: entries.last(),
         memberships: entries.memberships().to_vec(),
         log_sizes: entries.sizes(),
+        damaged,
         is_pristine: recovery.report.is_new,
         ..Recovered::default()
     };

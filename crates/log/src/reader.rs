@@ -43,8 +43,9 @@ impl LogReader {
     ///
     /// # Errors
     ///
-    /// [`LogError::NotInLog`] if the first one was purged or is not there yet,
-    /// [`LogError::Damaged`] if any of them is not what was written.
+    /// [`LogError::Purged`] or [`LogError::NotInLog`] if the first one is not in the log,
+    /// [`LogError::Damaged`] if any of them is not what was written; see
+    /// [`LogError::is_damage`].
     pub fn read(
         &self,
         range: RangeInclusive<Index>,
@@ -92,7 +93,11 @@ impl LogReader {
         }
         if spans.is_empty() {
             let (log_start, last) = (entries.start(), entries.last());
-            return Err(LogError::NotInLog { index, log_start, last });
+            return Err(if index <= log_start.index {
+                LogError::Purged { index, log_start }
+            } else {
+                LogError::NotInLog { index, last }
+            });
         }
         Ok(spans)
     }

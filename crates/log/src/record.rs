@@ -23,6 +23,8 @@ pub(crate) const START: u8 = 3;
 pub(crate) const SEAL: u8 = 4;
 /// The whole log is dropped and starts anew, perhaps with entries.
 pub(crate) const RESET: u8 = 5;
+/// The entries from some index on are gone: what stood here was damaged.
+pub(crate) const CUT: u8 = 6;
 
 /// Set if the hard state in the user bytes is a new one.
 const HAS_HARD_STATE: u8 = 1;
@@ -321,7 +323,7 @@ impl Start {
         buf.resize(buf.len().next_multiple_of(8), 0);
     }
 
-    fn decode(reader: &mut ByteReader<'_>) -> Option<Self> {
+    pub(crate) fn decode(reader: &mut ByteReader<'_>) -> Option<Self> {
         let at = read_id(reader)?;
         let membership_at = read_id(reader)?;
         let len = usize::try_from(reader.u32()?).ok()?;
@@ -338,6 +340,11 @@ impl Start {
     }
 }
 
+/// A record that begins a log anew where it was damaged, and holds the hard state.
+pub(crate) fn fresh(kind: u8, seq: u64, hard_state: HardState, next_index: Index) -> FrameSpec {
+    FrameSpec { flags: HAS_HARD_STATE, ..mark(kind, seq, hard_state, next_index) }
+}
+
 /// A record that marks something, without entries.
 pub(crate) fn mark(kind: u8, seq: u64, hard_state: HardState, next_index: Index) -> FrameSpec {
     let head = Head { first_index: next_index, hard_state, count: 0 };
@@ -351,6 +358,7 @@ pub(crate) enum Record<'a> {
     HardState,
     Start(Start),
     Reset { start: Start, head: Head, entries: ByteReader<'a> },
+    Cut { first: Index },
     Seal,
 }
 
@@ -368,6 +376,7 @@ pub(crate) fn decode<'a>(frame: &Frame<'a>) -> Option<(Record<'a>, Option<HardSt
             Record::Reset { start, head, entries }
         }
         SEAL => Record::Seal,
+        CUT => Record::Cut { first: head.first_index },
         _ => return None,
     };
     let has_hard_state = frame.spec.flags & HAS_HARD_STATE != 0;

@@ -8,21 +8,20 @@
 
 use std::{
     mem,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use kontiki_disk::{
-    ByteReader, Disk, DiskError, DiskFile, FRAME_ALIGN, Frame, Scan, SegmentHeader, Tail,
-    encode_frame,
-};
-use kontiki_raft::{EntryId, HardState, Index, Membership, StoreId};
+use kontiki_disk::{Disk, FRAME_ALIGN, Scan, SegmentHeader, Tail, encode_frame};
+use kontiki_raft::{HardState, Index, Membership, StoreId};
 
 use crate::{
     LogError,
     entries::Entries,
-    record::{self, Head, Location, PAYLOAD_AT, Record, StoredEntry},
-    segment::{self, MAGIC, Segment, SegmentStart},
+    record,
+    replay::Replay,
+    segment::{self, MAGIC, Segment},
 };
 
 /// What recovery found, for people.
@@ -44,6 +43,24 @@ pub struct RecoveryReport {
     /// The last crash came between the making of a segment and the end of the one before. That
     /// end was written.
     pub completed_roll: bool,
+    /// Acknowledged records were found damaged just now, and were set aside.
+    pub damage: Option<DamageReport>,
+}
+
+/// What was found damaged, and what was done about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DamageReport {
+    /// In which file it showed first.
+    pub path: PathBuf,
+    /// Where in it.
+    pub offset: u64,
+    /// What is wrong there.
+    pub what: String,
+    /// The entries that are not in the log any more, or may have been and cannot be told.
+    pub entries: RangeInclusive<Index>,
+    /// The files that were set aside, under their new names. Nothing reads or removes them.
+    pub set_aside: Vec<PathBuf>,
 }
 
 /// Where a torn record was cut.
@@ -68,37 +85,40 @@ pub(crate) struct Recovery {
     pub(crate) report: RecoveryReport,
 }
 
+/// Why a log cannot be gone on with as it is.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) error: LogError,
+    /// What was good before the damage, if it is damage of what can be set aside.
+    pub(crate) before: Option<Box<Replay>>,
+}
+
+impl From<LogError> for Refusal {
+    fn from(error: LogError) -> Self {
+        Self { error, before: None }
+    }
+}
+
 /// Reads the segments in `dir`.
 pub(crate) fn recover(
     disk: &dyn Disk,
     dir: &Path,
     store: StoreId,
     genesis: Arc<Membership>,
-) -> Result<Recovery, LogError> {
+) -> Result<Recovery, Refusal> {
     let numbers = segment::numbers(&disk.list(dir).map_err(LogError::io("list", dir))?);
     let Some(&first) = numbers.first() else {
-        return Err(LogError::damaged(dir, 0, "all segments of the log are missing"));
+        // Not one of several copies is gone but the log: a directory that is not mounted, say.
+        return Err(LogError::damaged(dir, 0, "all segments of the log are missing").into());
     };
-    if let Some(pair) = numbers.windows(2).find(|pair| pair[0] + 1 != pair[1]) {
-        let missing = segment::path(dir, pair[0] + 1);
-        return Err(LogError::damaged(&missing, 0, "the segment is missing"));
-    }
-    let mut replay = Replay {
-        entries: Entries::new(EntryId::ZERO, (EntryId::ZERO, genesis)),
-        hard_state: HardState::default(),
-        is_start_known: first == 1,
-        start_segment: None,
-        report: RecoveryReport { segments: numbers.len(), ..Default::default() },
-    };
-    let mut ends: Vec<SegmentEnd> = Vec::new();
-    for &number in &numbers {
-        let (segment, header) = open_segment(disk, dir, number, store)?;
-        match ends.last() {
-            None => replay.begin(&segment, &header)?,
-            Some(end) => end.check_is_followed_by(&header, number == numbers[numbers.len() - 1])?,
+    let mut replay = Replay::new(genesis, first == 1);
+    replay.report.segments = numbers.len();
+    let ends = match read(disk, dir, store, &numbers, &mut replay) {
+        Err(error) if error.is_damage() => {
+            return Err(Refusal { error, before: Some(Box::new(replay)) });
         }
-        ends.push(replay.segment(segment, header.bytes, &header)?);
-    }
+        ends => ends?,
+    };
     // The names that were seen here may be lost by the next crash, if the process died before it
     // had made them durable. A seal must not be written before the name that it promises.
     disk.sync_dir(dir).map_err(LogError::io("sync", dir))?;
@@ -108,6 +128,55 @@ pub(crate) fn recover(
         recovery.remove_leftovers(disk, dir, start_segment)?;
     }
     Ok(recovery)
+}
+
+/// Reads everything and judges it. Changes nothing.
+fn read(
+    disk: &dyn Disk,
+    dir: &Path,
+    store: StoreId,
+    numbers: &[u32],
+    replay: &mut Replay,
+) -> Result<Vec<SegmentEnd>, LogError> {
+    let mut ends: Vec<SegmentEnd> = Vec::new();
+    for (at, &number) in numbers.iter().enumerate() {
+        let is_last = at + 1 == numbers.len();
+        if let Some(end) = ends.last()
+            && end.segment.number + 1 != number
+        {
+            let missing = segment::path(dir, end.segment.number + 1);
+            return Err(LogError::damaged(&missing, 0, "the segment is missing"));
+        }
+        let (segment, header) = open_segment(disk, dir, number, store)?;
+        match ends.last() {
+            None => replay.begin(&segment, &header)?,
+            Some(end) => {
+                end.check_is_followed_by(&header, is_last)?;
+                if !end.is_sealed && is_in_use(&segment, &header) {
+                    let what = "a later segment is in use, but the end of this one is not there";
+                    return Err(LogError::damaged(&end.segment.path, end.tail.offset, what));
+                }
+            }
+        }
+        ends.push(replay.segment(segment, header.bytes, &header)?);
+    }
+    let last = ends.last().expect("there is a segment");
+    if !replay.is_start_known {
+        let path = &ends.first().unwrap_or(last).segment.path;
+        return Err(LogError::damaged(path, 0, "the segments before this one are missing"));
+    }
+    if last.is_sealed {
+        let what = "it is sealed, so another segment followed, which is missing";
+        let next = replay.entries.last().index.next();
+        return Err(LogError::damaged(&last.segment.path, last.tail.offset, what).at(next));
+    }
+    Ok(ends)
+}
+
+/// Whether there is a first record, be it damaged.
+fn is_in_use(segment: &Segment, header: &SegmentHeader) -> bool {
+    let mut scan = Scan::new(&*segment.file, &segment.path, header);
+    !matches!(scan.next_frame(), Ok(None))
 }
 
 impl Recovery {
@@ -133,26 +202,10 @@ impl Recovery {
     }
 }
 
-/// Checks what can be checked only when all was read, and then cleans up.
+/// Cleans up after the last crash, and makes durable what was read.
 fn complete(mut replay: Replay, mut ends: Vec<SegmentEnd>) -> Result<Recovery, LogError> {
     let last = ends.pop().expect("there is a segment");
-    if !replay.is_start_known {
-        let path = &ends.first().unwrap_or(&last).segment.path;
-        return Err(LogError::damaged(path, 0, "the segments before this one are missing"));
-    }
-    if last.is_sealed {
-        let what = "it is sealed, so another segment followed, which is missing";
-        return Err(LogError::damaged(&last.segment.path, last.tail.offset, what).at(replay
-            .entries
-            .last()
-            .index
-            .next()));
-    }
     if let Some(end) = ends.last().filter(|end| !end.is_sealed) {
-        if last.has_frames() {
-            let what = "a later segment is in use, but the end of this one is not there";
-            return Err(LogError::damaged(&end.segment.path, end.tail.offset, what));
-        }
         end.wipe()?;
         let seal = end.seal.as_ref().expect("made for a segment without one");
         write_durably(&end.segment, end.tail.offset, &seal.bytes)?;
@@ -198,15 +251,15 @@ fn open_segment(
 
 /// How a segment ended.
 #[derive(Debug)]
-struct SegmentEnd {
-    segment: Arc<Segment>,
-    bytes: u64,
-    tail: Tail,
-    is_sealed: bool,
+pub(crate) struct SegmentEnd {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) bytes: u64,
+    pub(crate) tail: Tail,
+    pub(crate) is_sealed: bool,
     /// Where the last frame begins.
-    last_frame: Option<u64>,
+    pub(crate) last_frame: Option<u64>,
     /// The seal that would be next, if there is none.
-    seal: Option<Seal>,
+    pub(crate) seal: Option<Seal>,
 }
 
 /// The record that ends a segment.
@@ -280,243 +333,4 @@ impl SegmentEnd {
 fn write_durably(segment: &Segment, offset: u64, bytes: &[u8]) -> Result<(), LogError> {
     segment.file.write_at(offset, bytes).map_err(LogError::io("write", &segment.path))?;
     segment.file.sync_data().map_err(LogError::io("sync", &segment.path))
-}
-
-/// The log as far as it was read.
-struct Replay {
-    entries: Entries,
-    hard_state: HardState,
-    /// While it is false the segments before the first that is left may have been purged or
-    /// lost. A later record tells which.
-    is_start_known: bool,
-    /// Which segment holds the record that tells it.
-    start_segment: Option<u32>,
-    report: RecoveryReport,
-}
-
-impl Replay {
-    /// Takes the state of the log before the first segment from its header.
-    fn begin(&mut self, segment: &Segment, header: &SegmentHeader) -> Result<(), LogError> {
-        let start = SegmentStart::decode(&header.user);
-        let start = start.ok_or_else(|| LogError::damaged(&segment.path, 0, "bad header"))?;
-        let genesis = self.entries.membership_at(Index::ZERO);
-        self.entries.start_at(start.last, genesis);
-        self.hard_state = start.hard_state;
-        Ok(())
-    }
-
-    fn segment(
-        &mut self,
-        segment: Arc<Segment>,
-        bytes: u64,
-        header: &SegmentHeader,
-    ) -> Result<SegmentEnd, LogError> {
-        let (file, path): (&dyn DiskFile, _) = (&*segment.file, &segment.path);
-        let mut is_sealed = false;
-        let mut last_frame = None;
-        let mut scan = Scan::new(file, path, header);
-        let at_end = |replay: &Self, error: DiskError| {
-            LogError::from(error).at(replay.entries.last().index.next())
-        };
-        while let Some(frame) = scan.next_frame().map_err(|error| at_end(self, error))? {
-            last_frame = Some(frame.offset);
-            if is_sealed {
-                return Err(LogError::damaged(path, frame.offset, "a record follows the seal"));
-            }
-            is_sealed = frame.spec.kind == record::SEAL;
-            let next = self.entries.last().index.next();
-            self.record(&frame, segment.number)
-                .map_err(|what| LogError::damaged(path, frame.offset, what).at(next))?;
-            self.report.records += 1;
-            self.report.bytes += (PAYLOAD_AT + frame.payload.len()) as u64;
-        }
-        let tail = scan.finish().map_err(|error| at_end(self, error))?;
-        self.entries.segments.insert(segment.number, Arc::clone(&segment));
-        let next_index = self.entries.last().index.next();
-        let seal =
-            (!is_sealed).then(|| Seal::new(&tail, segment.salt, self.hard_state, next_index));
-        Ok(SegmentEnd { segment, bytes, tail, is_sealed, last_frame, seal })
-    }
-
-    /// Carries out what one record says. The error says what is wrong with it.
-    fn record(&mut self, frame: &Frame<'_>, segment: u32) -> Result<(), String> {
-        let (record, hard_state) = record::decode(frame)
-            .ok_or("an intact record holds what no version of this program writes")?;
-        match record {
-            Record::Entries { head, entries } => self.entries(frame, segment, &head, entries)?,
-            Record::HardState | Record::Seal => {}
-            Record::Start(start) => self.start(start, segment)?,
-            Record::Reset { start, head, entries } => {
-                let known = self.entries.start();
-                if self.is_start_known && start.at.index < known.index {
-                    return Err(format!("a reset to {}, but {known} was purged", start.at));
-                }
-                self.entries.reset(start.at, start.membership);
-                self.is_start_known = true;
-                self.start_segment = Some(segment);
-                self.entries(frame, segment, &head, entries)?;
-            }
-        }
-        self.hard_state = hard_state.unwrap_or(self.hard_state);
-        Ok(())
-    }
-
-    fn entries(
-        &mut self,
-        frame: &Frame<'_>,
-        segment: u32,
-        head: &Head,
-        mut reader: ByteReader<'_>,
-    ) -> Result<(), String> {
-        let first = head.first_index;
-        let start = self.entries.start();
-        if first <= start.index {
-            if self.is_start_known || first == Index::ZERO {
-                return Err(format!("entry {first} is written again after {start} was purged"));
-            }
-            self.entries.restart_at(first);
-        }
-        let last = self.entries.last();
-        if last.index.next() < first {
-            return Err(format!("entries between {last} and index {first} are missing"));
-        }
-        self.entries.truncate(first);
-        let payload_len = frame.payload.len();
-        for _ in 0..head.count {
-            let last = self.entries.last();
-            let index = last.index.next();
-            let offset = PAYLOAD_AT + payload_len - reader.rest().len();
-            let (entry, membership) = decode_entry(index, &mut reader)
-                .ok_or_else(|| format!("entry {index} is not what its record says"))?;
-            if entry.id.term < last.term {
-                return Err(format!("entry {} follows {last}", entry.id));
-            }
-            let location = Location {
-                term: entry.id.term,
-                segment,
-                offset: u32::try_from(frame.offset + offset as u64)
-                    .map_err(|_| "a segment of 4 GiB or more")?,
-                len: u32::try_from(entry.data.len()).map_err(|_| "an entry of 4 GiB or more")?,
-                kind: entry.kind,
-                mask: frame.mask,
-            };
-            self.entries.push(location, membership);
-        }
-        Ok(())
-    }
-
-    fn start(&mut self, start: record::Start, segment: u32) -> Result<(), String> {
-        let known = self.entries.start();
-        if start.at.index < known.index {
-            if self.is_start_known {
-                return Err(format!("the log starts after {}, but {known} was purged", start.at));
-            }
-            // An older one: what it left in the segments before has been replaced since, or is
-            // missing. The newest one tells.
-            return Ok(());
-        }
-        let is_placeholder = !self.is_start_known && start.at.index == known.index;
-        if let Some(found) = self.entries.id(start.at.index)
-            && found != start.at
-            && !is_placeholder
-        {
-            return Err(format!("the log starts after {}, but holds {found} there", start.at));
-        }
-        self.entries.start_at(start.at, start.membership);
-        self.is_start_known = true;
-        self.start_segment = Some(segment);
-        Ok(())
-    }
-}
-
-type Decoded<'a> = (StoredEntry<'a>, Option<Arc<Membership>>);
-
-fn decode_entry<'a>(index: Index, reader: &mut ByteReader<'a>) -> Option<Decoded<'a>> {
-    let entry = StoredEntry::decode(index, reader)?;
-    entry.skip_padding(reader)?;
-    let membership = entry.membership()?;
-    Some((entry, membership))
-}
-
-#[cfg(test)]
-mod tests {
-    use kontiki_disk::FrameSpec;
-    use kontiki_raft::{Entry, NodeId, Payload, WriteBatch};
-
-    use super::*;
-    use crate::record::{ENTRIES, HARD_STATE, Merged, SEAL, START, Start, encode_entry, mark};
-
-    fn replay() -> Replay {
-        let genesis = Arc::new(Membership::of_voters([(NodeId(1), "a")]));
-        Replay {
-            entries: Entries::new(EntryId::new(2, 1), (EntryId::ZERO, genesis)),
-            hard_state: HardState::default(),
-            is_start_known: false,
-            start_segment: None,
-            report: RecoveryReport::default(),
-        }
-    }
-
-    fn replayed(spec: FrameSpec, payload: &[u8]) -> Result<(), String> {
-        replay().record(&Frame { offset: 4096, crc: 1, mask: 0, spec, payload }, 1)
-    }
-
-    /// A record of entries, and one that tells of a later start.
-    fn records() -> [(FrameSpec, Vec<u8>); 2] {
-        let membership = Arc::new(Membership::of_voters([(NodeId(1), "a"), (NodeId(2), "b")]));
-        let payloads = [
-            Payload::Blank,
-            Payload::Command(vec![7; 9].into()),
-            Payload::Membership(Arc::clone(&membership)),
-        ];
-        let entries: Vec<Entry> = (3..)
-            .zip(payloads)
-            .map(|(index, payload)| Entry::new(EntryId::new(index, 4), payload))
-            .collect();
-        let mut encoded = Vec::new();
-        for entry in &entries {
-            encode_entry(entry, &mut encoded);
-        }
-        let batches = [WriteBatch { hard_state: None, entries, ..WriteBatch::default() }];
-        let spec = Merged::new(&batches).spec(5, HardState::default(), Index(3));
-
-        let mut start = Vec::new();
-        let at = EntryId::new(9, 4);
-        Start { at, membership: (EntryId::new(5, 4), membership) }.encode(&mut start);
-        [(spec, encoded), (mark(START, 5, HardState::default(), Index(3)), start)]
-    }
-
-    /// Pitfall D15, for the disk's bytes. A checksum that fits is no proof of sense: whatever
-    /// stands in a record, there is an answer.
-    #[test]
-    fn hostile_records_with_fitting_checksums_never_panic() {
-        for (spec, payload) in records() {
-            assert_eq!(replayed(spec, &payload), Ok(()));
-            for kind in [ENTRIES, HARD_STATE, START, SEAL, 0, 99] {
-                drop(replayed(FrameSpec { kind, ..spec }, &payload));
-                for len in 0..payload.len() {
-                    drop(replayed(FrameSpec { kind, ..spec }, &payload[..len]));
-                }
-            }
-            for value in [0, 1, 0x7F, 0x80, 0xFF] {
-                for at in 0..payload.len() {
-                    let mut payload = payload.clone();
-                    payload[at..].iter_mut().take(8).for_each(|byte| *byte = value);
-                    drop(replayed(spec, &payload));
-                }
-                for at in 0..spec.user.len() {
-                    let mut spec = spec;
-                    spec.user[at..].iter_mut().take(8).for_each(|byte| *byte = value);
-                    drop(replayed(spec, &payload));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn an_entry_is_bound_to_its_place() {
-        let (mut spec, payload) = records()[0].clone();
-        spec.user[0] = 2; // one lower
-        assert!(replayed(spec, &payload).unwrap_err().contains("entry 2 is not"));
-    }
 }

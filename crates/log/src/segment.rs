@@ -81,8 +81,7 @@ pub(crate) fn check_place(
         return Err(LogError::damaged(path, 0, what));
     }
     if header.store != store.get() {
-        let what = "it belongs to another data directory";
-        return Err(LogError::damaged(path, 0, what));
+        return Err(LogError::Foreign { path: path.to_owned() });
     }
     Ok(())
 }

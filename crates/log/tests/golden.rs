@@ -160,6 +160,18 @@ fn command(bytes: &[u8]) -> Payload {
     Payload::Command(Bytes::copy_from_slice(bytes))
 }
 
+fn open(dir: &Path) -> Log {
+    let request = IdentityRequest {
+        cluster: 0xC1,
+        node: NodeId(1),
+        genesis: Membership::of_voters([(NodeId(1), "n1:1")]),
+        new_store: StoreId(0x5701),
+    };
+    let options =
+        LogOptions { segment_bytes: 8 << 10, spares: 0, seed: 7, ..LogOptions::default() };
+    Log::open(Arc::new(RealDisk), dir, &request, options).expect("a log").0
+}
+
 /// Writes a log with a record of every kind. Returns its first two segments, which are gone.
 fn write(dir: &Path) -> [Vec<u8>; 2] {
     let membership = Membership::of_voters([(NodeId(1), "n1:1")]);
@@ -169,7 +181,8 @@ fn write(dir: &Path) -> [Vec<u8>; 2] {
         genesis: membership.clone(),
         new_store: StoreId(0x5701),
     };
-    let options = LogOptions { segment_bytes: 8 << 10, spares: 0, seed: 7 };
+    let options =
+        LogOptions { segment_bytes: 8 << 10, spares: 0, seed: 7, ..LogOptions::default() };
     let (mut log, _) = Log::open(Arc::new(RealDisk), dir, &request, options).expect("a new log");
     let hard_state = |term, vote, commit| {
         Some(HardState { term: Term(term), voted_for: Some(NodeId(vote)), commit: Index(commit) })
@@ -232,6 +245,7 @@ fn examples() -> Vec<(&'static str, String)> {
     let third = read("wal/0000000000000003.wal");
     let mut examples = first_segment(&first);
     examples.extend(later_segments(&second, &third));
+    examples.extend(damage(&first));
     let membership = [&MEMBERSHIP[..], &[NO_OUTGOING]].concat();
     let identity = [("cluster", 8, Hex), ("node", 8, Number), ("store", 8, Hex)];
     examples.push((
@@ -280,6 +294,28 @@ fn later_segments(second: &[u8], third: &[u8]) -> Vec<(&'static str, String)> {
     vec![
         ("start", render(records(second)[1], &[&start[..], &[padding(45)]].concat())),
         ("reset", render(records(third)[0], &reset)),
+    ]
+}
+
+/// What is left when entry 3 of that first segment is damaged.
+fn damage(first: &[u8]) -> Vec<(&'static str, String)> {
+    let dir = tempfile::tempdir().expect("a directory");
+    write(dir.path());
+    let wal = dir.path().join("wal");
+    fs::remove_dir_all(&wal).expect("it was made");
+    fs::create_dir(&wal).expect("it was removed");
+    let path = wal.join("0000000000000001.wal");
+    let mut damaged = first.to_vec();
+    let third = 4096 + 64 + 128;
+    damaged[third + 100] ^= 1;
+    fs::write(&path, damaged).expect("a directory");
+    drop(open(dir.path()));
+    let left = fs::read(&path).expect("it was made again");
+    let marker = fs::read(dir.path().join("damaged")).expect("it was written");
+    let range = [("first index", 8, Number), ("last index", 8, Number), ("stage", 1, Number)];
+    vec![
+        ("cut", render(records(&left)[2], &RECORD)),
+        ("damaged", render(&marker, &[&SMALL_FILE[..], &range, &[CRC]].concat())),
     ]
 }
 

@@ -19,7 +19,7 @@ fn request() -> IdentityRequest {
 }
 
 fn options() -> LogOptions {
-    LogOptions { segment_bytes: 64 << 10, spares: 1, seed: 7 }
+    LogOptions { segment_bytes: 64 << 10, spares: 1, seed: 7, ..LogOptions::default() }
 }
 
 fn open(dir: &Path) -> Result<(Log, Opened), LogError> {

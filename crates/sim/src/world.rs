@@ -64,7 +64,8 @@ impl Setup {
     /// A world without faults: the labs' network, a quick disk, defaults everywhere else.
     #[must_use]
     pub fn new(seed: u64, nodes: u64) -> Self {
-        let log = LogOptions { segment_bytes: SEGMENT_BYTES, spares: 1, seed };
+        let log =
+            LogOptions { segment_bytes: SEGMENT_BYTES, spares: 1, seed, ..LogOptions::default() };
         Self {
             seed,
             nodes,

@@ -16,7 +16,7 @@ use crate::{
 
 /// Three segments: the first purged and gone, the second sealed, the third in use. The last
 /// record carries what looks like a sector that was never written.
-fn small_log() -> (SimDisk, Model) {
+pub(crate) fn small_log() -> (SimDisk, Model) {
     let disk = SimDisk::new();
     let options = LogOptions { segment_bytes: 5 << 10, ..options() };
     let (mut log, _) = Log::open(Arc::new(disk.clone()), Path::new(DIR), &request(), options)
@@ -86,7 +86,7 @@ fn goes_on(mut log: Log, disk: &SimDisk, found: &Model) {
 }
 
 /// Where the records of a segment end.
-fn used(content: &[u8]) -> u64 {
+pub(crate) fn used(content: &[u8]) -> u64 {
     content.iter().rposition(|&byte| byte != 0).map_or(0, |at| at as u64 + 1)
 }
 

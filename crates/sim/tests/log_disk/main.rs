@@ -4,6 +4,7 @@ mod bit_flips;
 mod crash_points;
 mod damage;
 mod model;
+mod set_aside;
 mod snapshots;
 mod torture;
 mod writes;
@@ -31,6 +32,8 @@ fn the_log_is_what_the_model_says_whatever_happens() {
             && 0 < seen.purged_segments
             && 0 < seen.truncations
             && 0 < seen.resets
+            && 0 < seen.damaged
+            && 0 < seen.repaired
             && 0 < seen.poisoned
             && 0 < seen.full_disks
             && 0 < seen.crashes_while_opening,

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use kontiki_log::{IdentityRequest, Log, LogError, LogOptions, Opened};
+use kontiki_log::{IdentityRequest, Log, LogError, LogOptions, OnDamage, Opened};
 use kontiki_raft::{
     Entry, EntryId, HardState, Index, Membership, NodeId, Payload, StoreId, WriteBatch,
 };
@@ -16,9 +16,16 @@ use kontiki_sim::disk::SimDisk;
 /// Where the log lies on its disk.
 pub(crate) const DIR: &str = "/n1";
 
-/// Small segments, so that they change often.
+/// Small segments, so that they change often. Damage is refused.
 pub(crate) fn options() -> LogOptions {
-    LogOptions { segment_bytes: 8 << 10, spares: 1, seed: 7 }
+    let on_damage = OnDamage::Refuse;
+    LogOptions { segment_bytes: 8 << 10, spares: 1, seed: 7, on_damage }
+}
+
+/// The same, and damage is set aside.
+pub(crate) fn open_setting_aside(disk: &SimDisk) -> Result<(Log, Opened), LogError> {
+    let options = LogOptions { on_damage: OnDamage::SetAside, ..options() };
+    Log::open(Arc::new(disk.clone()), Path::new(DIR), &request(), options)
 }
 
 pub(crate) fn request() -> IdentityRequest {
@@ -80,6 +87,13 @@ impl Model {
         model
     }
 
+    /// The same log without what follows `last`.
+    pub(crate) fn truncated(&self, last: Index) -> Self {
+        let mut truncated = self.clone();
+        truncated.entries.retain(|entry| entry.id.index <= last);
+        truncated
+    }
+
     pub(crate) fn last(&self) -> EntryId {
         self.entries.last().map_or(self.start, |entry| entry.id)
     }
@@ -122,7 +136,7 @@ impl Model {
         runs
     }
 
-    fn memberships(&self) -> Vec<(EntryId, Arc<Membership>)> {
+    pub(crate) fn memberships(&self) -> Vec<(EntryId, Arc<Membership>)> {
         let logged = self.entries.iter().filter_map(|entry| match &entry.payload {
             Payload::Membership(membership) => Some((entry.id, Arc::clone(membership))),
             Payload::Blank | Payload::Command(_) | Payload::Session(_) => None,

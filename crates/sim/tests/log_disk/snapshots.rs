@@ -193,9 +193,9 @@ fn receiving_may_be_interrupted_after_every_operation_of_the_disk() {
         for seed in 0..6 {
             let crashed = disk.fork();
             if seed == 0 {
-                crashed.kill()
+                crashed.kill();
             } else {
-                crashed.crash(seed)
+                crashed.crash(seed);
             }
             let what = format!("crash {seed} after operation {op}");
             let snapshots = open(&crashed).unwrap();

@@ -6,7 +6,7 @@
 
 use std::{ops::RangeInclusive, sync::Arc};
 
-use kontiki_log::{Log, LogError};
+use kontiki_log::{Log, LogError, Opened};
 use kontiki_raft::{
     Bytes, Entry, EntryId, HardState, Index, Membership, NodeId, Payload, SnapshotMeta, Term,
     WriteBatch,
@@ -16,7 +16,7 @@ use kontiki_sim::{
     disk::{Fault, SimDisk},
 };
 
-use crate::model::{Expected, Model, open};
+use crate::model::{DIR, Expected, Model, open_setting_aside as open};
 
 /// What happened, to know whether the run was worth something.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,6 +28,8 @@ pub(crate) struct Seen {
     pub(crate) purged_segments: u64,
     pub(crate) truncations: u64,
     pub(crate) resets: u64,
+    pub(crate) damaged: u64,
+    pub(crate) repaired: u64,
     pub(crate) poisoned: u64,
     pub(crate) full_disks: u64,
     pub(crate) crashes_while_opening: u64,
@@ -42,6 +44,8 @@ impl Seen {
         self.purged_segments += other.purged_segments;
         self.truncations += other.truncations;
         self.resets += other.resets;
+        self.damaged += other.damaged;
+        self.repaired += other.repaired;
         self.poisoned += other.poisoned;
         self.full_disks += other.full_disks;
         self.crashes_while_opening += other.crashes_while_opening;
@@ -59,6 +63,8 @@ pub(crate) struct Torture {
     /// Nothing up to here is replaced.
     commit: Index,
     term: Term,
+    /// What the log says is damaged, until it is told that it is not any more.
+    damaged: Option<RangeInclusive<Index>>,
     seen: Seen,
 }
 
@@ -77,6 +83,7 @@ impl Torture {
             expected: Expected::new(durable),
             commit: Index::ZERO,
             term: Term(1),
+            damaged: None,
             seen: Seen::default(),
         }
     }
@@ -96,7 +103,8 @@ impl Torture {
             84..=89 => self.crash(),
             90..=91 => self.kill(),
             92..=95 => self.crash_in_the_middle(),
-            96..=97 => self.fail_an_operation(),
+            96 => self.fail_an_operation(),
+            97 => self.rot(),
             _ => self.fill_the_disk(),
         }
     }
@@ -351,6 +359,7 @@ impl Torture {
             Err(error) => panic!("{}: {error}", self.place()),
         };
         let found = Model::observe(&log, &opened);
+        self.check_damage(&opened);
         self.seen.torn_tails += u64::from(opened.report.torn_tail.is_some());
         self.seen.completed_rolls += u64::from(opened.report.completed_roll);
         self.check(&found);
@@ -364,6 +373,7 @@ impl Torture {
         let again = Model::observe(&log, &opened);
         assert!(again == found, "{}: opened twice\n{found}\n{again}", self.place());
         assert_eq!(opened.report.torn_tail, None, "{}: a cut is made once", self.place());
+        self.check_damage(&opened);
         self.log = Some(log);
         self.expected = Expected::new(found);
     }
@@ -380,6 +390,81 @@ impl Torture {
             self.seen.kept_writes += u64::from(all_survived);
             self.seen.lost_writes += u64::from(!all_survived);
         }
+    }
+
+    /// A bit of an acknowledged record flips, or of its segment's header.
+    ///
+    /// What is left is the front of what was there, nothing that was replaced comes back
+    /// (etcd #22442), and all that is missing is told of.
+    fn rot(&mut self) {
+        self.sync();
+        self.log = None;
+        self.disk.kill();
+        let mut segments = self.disk.files();
+        segments.retain(|path| path.extension().is_some_and(|extension| extension == "wal"));
+        assert!(segments.iter().all(|path| path.starts_with(DIR)));
+        let chosen = usize::try_from(self.draws.below(segments.len() as u64)).expect("small");
+        let path = &segments[chosen];
+        let used = self.disk.content(path).iter().rposition(|&byte| byte != 0).unwrap_or(0) as u64;
+        let header = self.draws.percent(10) || used < 4096;
+        let bits = if header { 0..=799 } else { 4096 * 8..=used * 8 };
+        self.disk.flip_bit(path, self.draws.within(bits));
+        while self.draws.percent(30) {
+            self.disk.halt_after(self.disk.ops() + self.draws.below(12));
+            drop(open(&self.disk));
+            self.disk.crash(self.draws.bits());
+        }
+        let (log, opened) = match open(&self.disk) {
+            Ok(opened) => opened,
+            Err(error) => panic!("{}: {error}", self.place()),
+        };
+        let (found, truth) = (Model::observe(&log, &opened), self.latest().clone());
+        let now = opened.recovered.damaged;
+        self.log = Some(log);
+        if found == truth && now == self.damaged {
+            return; // nothing stood there
+        }
+        let Some(range) = now.clone() else {
+            panic!("{}: {found} instead of {truth}, and not a word", self.place())
+        };
+        self.seen.damaged += 1;
+        let is_front = found
+            .entries
+            .iter()
+            .all(|entry| truth.start.index < entry.id.index && truth.entries.contains(entry));
+        assert!(is_front, "{}: {found} is no front of {truth}", self.place());
+        assert!(
+            found.last() == truth.last()
+                || (*range.start() <= found.last().index.next()
+                    && truth.last().index <= *range.end()),
+            "{}: {range:?} lacks some of what is between {found} and {truth}",
+            self.place()
+        );
+        assert!(found.hard_state.term <= truth.hard_state.term, "{}", self.place());
+        self.commit = self.commit.min(found.last().index);
+        self.damaged = now;
+        self.expected = Expected::new(found);
+        if self.draws.percent(50) {
+            self.repair();
+        }
+    }
+
+    /// Tells the log that it is whole again. Until that is durable it tells of the damage.
+    fn repair(&mut self) {
+        let mut batch = self.batch(&self.latest().clone());
+        batch.is_repaired = true;
+        self.expected.write(std::slice::from_ref(&batch));
+        self.log().write(vec![batch]).expect("nothing fails");
+        if self.draws.percent(30) {
+            return self.crash(); // nobody was told that it is durable
+        }
+        self.sync();
+        self.damaged = None;
+        self.seen.repaired += 1;
+    }
+
+    fn check_damage(&self, opened: &Opened) {
+        assert_eq!(opened.recovered.damaged, self.damaged, "{}", self.place());
     }
 
     fn place(&self) -> String {

@@ -38,3 +38,14 @@ pub(crate) fn reset(index: u64, term: u64, entries: impl IntoIterator<Item = Ent
     let reset_to = Some(SnapshotMeta { last: EntryId::new(index, term), membership });
     WriteBatch { reset_to, ..batch(entries) }
 }
+
+/// Entries, and that the log is committed up to `commit`, in this term.
+pub(crate) fn committed(
+    term: u64,
+    commit: u64,
+    entries: impl IntoIterator<Item = Entry>,
+) -> WriteBatch {
+    let hard_state =
+        HardState { term: Term(term), voted_for: Some(NodeId(1)), commit: Index(commit) };
+    WriteBatch { hard_state: Some(hard_state), ..batch(entries) }
+}
