@@ -19,6 +19,8 @@ pub struct Builder<S: StateMachine> {
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) listen: Option<String>,
     pub(crate) bootstrap: Vec<(u64, String)>,
+    pub(crate) join: Option<Vec<String>>,
+    pub(crate) advertise: Option<String>,
     pub(crate) cluster_token: String,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) disk: Arc<dyn Disk>,
@@ -39,6 +41,8 @@ impl<S: StateMachine> Raft<S> {
             data_dir: None,
             listen: None,
             bootstrap: Vec::new(),
+            join: None,
+            advertise: None,
             cluster_token: String::new(),
             request_timeout: None,
             disk: Arc::new(RealDisk),
@@ -49,6 +53,14 @@ impl<S: StateMachine> Raft<S> {
             compaction: Compaction::default(),
             sessions: None,
         }
+    }
+}
+
+impl<S: StateMachine> Raft<S> {
+    /// Starts to describe a node that is to join a cluster: it has no id yet. Where the others are
+    /// is said with [`Builder::join`].
+    pub fn joiner(machine: S) -> Builder<S> {
+        Self::builder(0, machine)
     }
 }
 
@@ -75,6 +87,23 @@ impl<S: StateMachine> Builder<S> {
         voters: impl IntoIterator<Item = (u64, A)>,
     ) -> Self {
         self.bootstrap = voters.into_iter().map(|(id, address)| (id, address.into())).collect();
+        self
+    }
+
+    /// Joins a cluster that exists, instead of making one. `peers` are addresses of some of its
+    /// members; a node with a data directory needs them no more. The node has to be a member
+    /// already, or to become one within a minute: see [`Raft::change_membership`]. The cluster
+    /// knows it by the address where it listens, or that of [`advertise`](Self::advertise), and
+    /// gives it its id.
+    pub fn join<A: Into<String>>(mut self, peers: impl IntoIterator<Item = A>) -> Self {
+        self.join = Some(peers.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The address by which the members know a node that joins, if it is not the one where it
+    /// listens.
+    pub fn advertise(mut self, address: impl Into<String>) -> Self {
+        self.advertise = Some(address.into());
         self
     }
 

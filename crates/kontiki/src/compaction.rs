@@ -128,7 +128,7 @@ impl SnapshotDesk {
     }
 
     /// The state machine has taken the place of its state by that of a received snapshot.
-    pub(crate) fn on_restored(&mut self, meta: SnapshotMeta, orders: &mut Vec<Order>) {
+    pub(crate) fn on_restored(&mut self, meta: &SnapshotMeta, orders: &mut Vec<Order>) {
         self.applied_index = self.applied_index.max(meta.last.index);
         self.applied_bytes = 0;
         self.on_newer(meta, orders);
@@ -196,7 +196,7 @@ impl SnapshotDesk {
         self.is_writing = false;
         match result {
             Ok(meta) => {
-                self.on_newer(meta, orders);
+                self.on_newer(&meta, orders);
                 if !self.wanted.is_empty() || !self.asked.is_empty() {
                     self.take(orders);
                 }
@@ -217,7 +217,7 @@ impl SnapshotDesk {
     }
 
     /// There is a new snapshot: whoever waited for one like it gets it.
-    fn on_newer(&mut self, meta: SnapshotMeta, orders: &mut Vec<Order>) {
+    fn on_newer(&mut self, meta: &SnapshotMeta, orders: &mut Vec<Order>) {
         let last = meta.last;
         self.on_found(meta.clone());
         self.wanted.retain(|&Wanted { to, session, at_least }| {

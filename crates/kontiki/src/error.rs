@@ -5,6 +5,8 @@ use std::{error::Error, io, path::PathBuf, sync::Arc};
 
 use kontiki_raft::{EntryId, Index, NodeId, Rejection, RestoreError, StoreId};
 
+use crate::DiscoverError;
+
 /// A failure of a log. Which one it is depends on the log that is plugged in; the default one
 /// fails with [`kontiki_log::LogError`].
 pub type LogFailure = Box<dyn Error + Send + Sync>;
@@ -215,6 +217,9 @@ pub enum StartError {
     /// What the disk holds contradicts itself or the settings.
     #[error("the node cannot be restored from its disk")]
     Restore(#[source] RestoreError),
+    /// The cluster that the node is to join does not answer, or does not know it.
+    #[error("this node cannot join")]
+    Join(#[source] DiscoverError),
     /// The log starts after an entry that the state machine has not applied, and there is no
     /// snapshot to fill the gap.
     #[error(

@@ -11,7 +11,7 @@ use std::{
 };
 
 use kontiki_disk::Disk;
-use kontiki_log::{IdentityRequest, KnownPeers};
+use kontiki_log::{Identity, IdentityRequest, KnownPeers, LogOptions};
 use kontiki_raft::{
     Config, EntryId, Index, Membership, NodeId, Recovered, RestoreError, SnapshotMeta, StoreId,
     Term,
@@ -19,10 +19,11 @@ use kontiki_raft::{
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::{
-    Builder, FileLog, Inbox, KnownStores, Local, LogStore, MonotonicClock, NodeIdentity, OpenedLog,
-    Raft, Replica, SnapshotStore, StartError, StateMachine,
+    Builder, Clock, Discovered, FileLog, Inbox, KnownStores, Local, LogStore, MonotonicClock,
+    NodeIdentity, OpenedLog, Raft, Replica, SnapshotStore, StartError, StateMachine, Transport,
     apply_thread::{Applier, ApplyParts, SnapshotEnd},
     compaction::SnapshotDesk,
+    discover,
     handle::{HandleParts, Phase, Room},
     log_thread::{LogLoop, Space, run_stored_reads, run_upkeep},
     node::{Internal, Node, NodeParts, Sources, Threads, Times},
@@ -50,115 +51,73 @@ impl<S: StateMachine> Builder<S> {
         if self.log_options.seed == 0 {
             self.log_options.seed = random()?;
         }
-        let (genesis, listen) = self.check_members()?;
         let sessions = self.check_sessions()?;
+        let (request, listen) = self.introduce().await?;
+        self.config.id = request.node;
+        let clock = self.clock.take().unwrap_or_else(|| Arc::new(MonotonicClock::new()));
+        let times = Times {
+            request_timeout: self
+                .request_timeout
+                .unwrap_or(Duration::from_secs(5) + 2 * self.config.election_timeout),
+            transfer_timeout: self.config.election_timeout,
+        };
+        let (config, after_bytes, transport) =
+            (self.config.clone(), self.compaction.snapshot_after_bytes, self.transport);
+        let disks = Disks {
+            disk: self.disk,
+            dir: self.data_dir,
+            log_store: self.log_store,
+            log_options: self.log_options,
+        };
+        // Recovery blocks for as long as it takes, so it is done beside the runtime.
+        let machine = self.machine;
+        let opened = tokio::task::spawn_blocking(move || disks.open(&request, machine, sessions))
+            .await
+            .map_err(|panic| StartError::System(io::Error::other(panic)))??;
+        let ready = Ready { config, after_bytes, clock, times, listen, opened };
+        ready.start(transport).await
+    }
+
+    /// Who this node is, and where it listens.
+    async fn introduce(&self) -> Result<(IdentityRequest, String), StartError> {
+        if let Some(peers) = &self.join {
+            return self.ask_to_join(peers).await;
+        }
+        let (genesis, listen) = self.check_members()?;
         let request = IdentityRequest {
             cluster: cluster_hash(&genesis, &self.cluster_token),
             node: self.config.id,
             genesis,
             new_store: StoreId(random()?),
         };
-        let disk = Disks { disk: self.disk, dir: self.data_dir };
-        let log_store = self.log_store;
-        let log_options = self.log_options;
-        let machine = self.machine;
-        let open = move || {
-            let store = match (log_store, &disk.dir) {
-                (Some(store), _) => store,
-                (None, Some(dir)) => {
-                    let log = FileLog::new(Arc::clone(&disk.disk), dir.clone(), log_options);
-                    Box::new(log) as Box<dyn LogStore>
-                }
-                (None, None) => {
-                    return Err(setting("data_dir is missing: where is the log kept?"));
-                }
-            };
-            disk.open(store, &request, machine, sessions)
-        };
-        // Recovery blocks for as long as it takes, so it is done beside the runtime.
-        let opened = tokio::task::spawn_blocking(open)
-            .await
-            .map_err(|panic| StartError::System(io::Error::other(panic)))??;
-        let has_sessions = opened.state.sessions.is_some();
+        Ok((request, listen))
+    }
 
-        let clock = self.clock.unwrap_or_else(|| Arc::new(MonotonicClock::new()));
-        let config = self.config;
-        let times = Times {
-            request_timeout: self
-                .request_timeout
-                .unwrap_or(Duration::from_secs(5) + 2 * config.election_timeout),
-            transfer_timeout: config.election_timeout,
+    /// A node that has joined knows who it is; one that is new asks the others.
+    async fn ask_to_join(&self, peers: &[String]) -> Result<(IdentityRequest, String), StartError> {
+        let Some(listen) = self.listen.clone() else {
+            return Err(setting("a node that joins has to be told where it listens"));
         };
-        let room =
-            Arc::new(Room { bytes: AtomicUsize::new(0), bytes_max: config.uncommitted_bytes_max });
-        let read_room = Arc::new(Semaphore::new(config.pending_reads_max));
-        let Opened { log, known_stores, state, snapshots } = opened;
-        let OpenedLog { identity, recovered, writer, reader, upkeep } = log;
-        let identity =
-            NodeIdentity { id: identity.node, cluster: identity.cluster, store: identity.store };
-        let (inbox, outlet) = Inbox::new();
-        let local = Local {
-            id: identity.id,
-            cluster: identity.cluster,
-            store: identity.store,
-            listen: listen.clone(),
-            membership: newest_membership(&recovered)?,
-            known_stores,
-            snapshots: snapshots.clone().map(|files| files as Arc<dyn SnapshotStore>),
-            message_bytes_max: message_bytes_max(&config),
-        };
-        if let Some(damaged) = &recovered.damaged {
-            tracing::error!(
-                id = %identity.id,
-                first = %damaged.start(),
-                last = %damaged.end(),
-                "the log is damaged: this node takes no part in decisions until its peers have \
-                 given the entries back",
-            );
+        if !self.bootstrap.is_empty() {
+            return Err(setting("a node either bootstraps a cluster or joins one"));
         }
-        let after_bytes = state.is_in_memory.then_some(self.compaction.snapshot_after_bytes);
-        let applied_index = state.applied.index;
-        let newest = state.newest.clone();
-        let can_save = snapshots.is_some();
-        let desk = SnapshotDesk::new(can_save, after_bytes, newest, applied_index);
-        let machine_durable = if state.is_in_memory { Index::ZERO } else { applied_index };
-        let replica = Replica::new(config, recovered, clock.now()).map_err(StartError::Restore)?;
-        let links = self
-            .transport
-            .start(local, inbox.clone())
-            .await
-            .map_err(|source| StartError::Listen { address: listen, source })?;
-
-        let (events, internal) = mpsc::unbounded_channel();
-        let starter = Starter { id: identity.id, events: &events, joins: Vec::new() };
-        let threads = starter
-            .start(state, LogEnds { writer, reader, upkeep }, snapshots.clone())
-            .map_err(StartError::System)?;
-        let (requests, request_source) = mpsc::channel(REQUESTS_MAX);
-        let (soft_state, soft_state_source) = watch::channel(replica.status().soft_state);
-        let (phase, phase_source) = watch::channel(Phase::Running);
-        let sources =
-            Sources { internal, outlet, requests: request_source, _keep: (events, inbox) };
-        let node = Node::new(NodeParts {
-            replica,
-            identity,
-            clock,
-            links,
-            threads,
-            sources,
-            times,
-            desk,
-            snapshots,
-            applied_index,
-            machine_durable,
-            room: Arc::clone(&room),
-            read_room,
-            soft_state,
-            phase,
-        });
-        tokio::spawn(node.run());
-        let (soft_state, phase) = (soft_state_source, phase_source);
-        Ok(Raft::new(HandleParts { requests, room, phase, soft_state, identity, has_sessions }))
+        let new_store = StoreId(random()?);
+        if let Some(dir) = &self.data_dir {
+            let (disk, dir) = (Arc::clone(&self.disk), dir.clone());
+            let found = tokio::task::spawn_blocking(move || Identity::of_dir(&*disk, &dir))
+                .await
+                .map_err(|panic| StartError::System(io::Error::other(panic)))?
+                .map_err(|error| StartError::Log(error.into()))?;
+            if let Some(Identity { cluster, node, genesis, .. }) = found {
+                return Ok((IdentityRequest { cluster, node, genesis, new_store }, listen));
+            }
+        }
+        let address = self.advertise.as_ref().unwrap_or(&listen);
+        let found = discover(peers, address, JOIN_PATIENCE).await.map_err(StartError::Join)?;
+        let Discovered { cluster, id, membership } = found;
+        tracing::info!(%id, cluster = format!("{cluster:016x}"), "this node joins a cluster");
+        let genesis = Membership::clone(&membership);
+        Ok((IdentityRequest { cluster, node: id, genesis, new_store }, listen))
     }
 
     /// The first membership, and where to listen.
@@ -191,10 +150,100 @@ impl<S: StateMachine> Builder<S> {
     }
 }
 
+/// A node that joins is told of by an operator, about when it is started.
+const JOIN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Everything that a node is made of, read back and checked, before it is at work.
+struct Ready<S: StateMachine> {
+    config: Config,
+    /// A state machine in memory is saved after so many bytes.
+    after_bytes: u64,
+    clock: Arc<dyn Clock>,
+    times: Times,
+    listen: String,
+    opened: Opened<S>,
+}
+
+impl<S: StateMachine> Ready<S> {
+    async fn start(self, transport: Box<dyn Transport>) -> Result<Raft<S>, StartError> {
+        let Self { config, after_bytes, clock, times, listen, opened } = self;
+        let Opened { log, known_stores, state, snapshots } = opened;
+        let OpenedLog { identity, recovered, writer, reader, upkeep } = log;
+        let identity =
+            NodeIdentity { id: identity.node, cluster: identity.cluster, store: identity.store };
+        let bytes_max = config.uncommitted_bytes_max;
+        let room = Arc::new(Room { bytes: AtomicUsize::new(0), bytes_max });
+        let read_room = Arc::new(Semaphore::new(config.pending_reads_max));
+        let (inbox, outlet) = Inbox::new();
+        let local = Local {
+            id: identity.id,
+            cluster: identity.cluster,
+            store: identity.store,
+            listen: listen.clone(),
+            membership: newest_membership(&recovered)?,
+            known_stores,
+            snapshots: snapshots.clone().map(|files| files as Arc<dyn SnapshotStore>),
+            message_bytes_max: message_bytes_max(&config),
+        };
+        say_damaged(identity.id, &recovered);
+        let replica = Replica::new(config, recovered, clock.now()).map_err(StartError::Restore)?;
+        let links = transport
+            .start(local, inbox.clone())
+            .await
+            .map_err(|source| StartError::Listen { address: listen, source })?;
+
+        let (events, internal) = mpsc::unbounded_channel();
+        let (desk, applied_index) =
+            (state.desk(snapshots.is_some(), after_bytes), state.applied.index);
+        let machine_durable = if state.is_in_memory { Index::ZERO } else { applied_index };
+        let has_sessions = state.sessions.is_some();
+        let starter = Starter { id: identity.id, events: &events, joins: Vec::new() };
+        let threads = starter
+            .start(state, LogEnds { writer, reader, upkeep }, snapshots.clone())
+            .map_err(StartError::System)?;
+        let (requests, request_source) = mpsc::channel(REQUESTS_MAX);
+        let (soft_state, soft_state_source) = watch::channel(replica.status().soft_state);
+        let (phase, phase_source) = watch::channel(Phase::Running);
+        let node = Node::new(NodeParts {
+            replica,
+            identity,
+            clock,
+            links,
+            threads,
+            sources: Sources { internal, outlet, requests: request_source, _keep: (events, inbox) },
+            times,
+            desk,
+            snapshots,
+            applied_index,
+            machine_durable,
+            room: Arc::clone(&room),
+            read_room,
+            soft_state,
+            phase,
+        });
+        tokio::spawn(node.run());
+        let (soft_state, phase) = (soft_state_source, phase_source);
+        Ok(Raft::new(HandleParts { requests, room, phase, soft_state, identity, has_sessions }))
+    }
+}
+
+fn say_damaged(id: NodeId, recovered: &Recovered) {
+    if let Some(damaged) = &recovered.damaged {
+        let (first, last) = (damaged.start(), damaged.end());
+        tracing::error!(
+            %id, %first, %last,
+            "the log is damaged: this node neither votes nor leads until its peers have given \
+             these entries back",
+        );
+    }
+}
+
 /// Where a node keeps what must survive it.
 struct Disks {
     disk: Arc<dyn Disk>,
     dir: Option<PathBuf>,
+    log_store: Option<Box<dyn LogStore>>,
+    log_options: LogOptions,
 }
 
 /// What was read back from the disk.
@@ -216,16 +265,30 @@ struct State<S: StateMachine> {
     newest: Option<SnapshotMeta>,
 }
 
+impl<S: StateMachine> State<S> {
+    fn desk(&self, can_save: bool, after_bytes: u64) -> SnapshotDesk {
+        let after_bytes = self.is_in_memory.then_some(after_bytes);
+        SnapshotDesk::new(can_save, after_bytes, self.newest.clone(), self.applied.index)
+    }
+}
+
 impl Disks {
     /// Opens everything in the data directory, and brings the state machine to where the log
     /// goes on.
     fn open<S: StateMachine>(
         self,
-        store: Box<dyn LogStore>,
         request: &IdentityRequest,
         machine: S,
         sessions: Option<Sessions<S::Response>>,
     ) -> Result<Opened<S>, StartError> {
+        let store = match (self.log_store, &self.dir) {
+            (Some(store), _) => store,
+            (None, Some(dir)) => {
+                let disk = Arc::clone(&self.disk);
+                Box::new(FileLog::new(disk, dir.clone(), self.log_options))
+            }
+            (None, None) => return Err(setting("data_dir is missing: where is the log kept?")),
+        };
         let mut log = store.open(request).map_err(StartError::Log)?;
         let (mut known_stores, mut snapshots) = (KnownStores::in_memory(), None);
         if let Some(dir) = self.dir {

@@ -41,16 +41,29 @@ pub struct Identity {
     pub genesis: Membership,
 }
 
+impl Identity {
+    /// Whose the data directory `dir` is, `None` if it is new or not there. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn of_dir(disk: &dyn Disk, dir: &Path) -> Result<Option<Self>, LogError> {
+        let file = file(dir);
+        let Some(content) = file.read(disk)? else { return Ok(None) };
+        let identity = decode(&content)
+            .ok_or_else(|| LogError::damaged(file.path(), 0, "it does not hold an identity"))?;
+        Ok(Some(identity))
+    }
+}
+
 /// The identity of a directory, `None` if it is new.
 pub(crate) fn read(
     disk: &dyn Disk,
     dir: &Path,
     request: &IdentityRequest,
 ) -> Result<Option<Identity>, LogError> {
+    let Some(identity) = Identity::of_dir(disk, dir)? else { return Ok(None) };
     let file = file(dir);
-    let Some(content) = file.read(disk)? else { return Ok(None) };
-    let identity = decode(&content)
-        .ok_or_else(|| LogError::damaged(file.path(), 0, "it does not hold an identity"))?;
     if (identity.cluster, identity.node) != (request.cluster, request.node) {
         return Err(LogError::WrongIdentity {
             path: file.path().to_owned(),

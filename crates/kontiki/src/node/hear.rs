@@ -60,7 +60,7 @@ impl<S: StateMachine> Node<S> {
             ApplyEvent::Restored { meta, durable } => {
                 tracing::info!(id = %self.identity.id, at = %meta.last, "snapshot installed");
                 let upto = meta.last.index;
-                self.desk.on_restored(meta, &mut self.orders);
+                self.desk.on_restored(&meta, &mut self.orders);
                 self.note_applied(now, upto, durable);
             }
             ApplyEvent::NotFrozen(error) => self.on_snapshot(now, Err(error)),

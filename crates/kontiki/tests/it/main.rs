@@ -9,6 +9,7 @@ mod exactly_once;
 mod examples;
 mod faults;
 mod lifecycle;
+mod members;
 mod replica;
 mod sessions;
 mod snapshots;

@@ -116,3 +116,48 @@ async fn writes_go_on_while_a_snapshot_is_made() {
         assert_eq!(node.read(|list| list.0.len()).await.unwrap(), 300);
     }
 }
+
+/// Pitfalls M11 and M16: who was away for too long gets the snapshot, over a connection of its
+/// own, and then the log.
+#[tokio::test]
+async fn a_follower_that_needs_what_is_purged_is_caught_up_by_a_snapshot() {
+    let cluster = Cluster::new(3);
+    let short = |id| {
+        let compaction = Compaction {
+            snapshot_after_bytes: 100_000,
+            keep_bytes: 0,
+            slow_follower_bytes_max: 300_000,
+        };
+        cluster.builder(id).compaction(compaction).tune(|config| config.purge_entries_min = 10)
+    };
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        nodes.push(short(id).start().await.unwrap());
+    }
+    let away = nodes.remove((leader(&nodes).await + 1) % 3);
+    let id = away.identity().id.get();
+    away.shutdown().await.unwrap();
+    let at = leader(&nodes).await;
+    fill(&nodes[at], 400).await;
+    let start = purged(&nodes[leader(&nodes).await]).await;
+
+    let back = eventually("it starts", || async { short(id).start().await.ok() }).await;
+    eventually("it has caught up", || async {
+        let len = back.read_stale(|list| list.0.len()).await.unwrap();
+        (len == 400).then_some(())
+    })
+    .await;
+    let status = back.status().await.unwrap();
+    assert!(start <= status.log_start.index, "{} after {start}", status.log_start);
+
+    // What came by snapshot survives the next start as anything else does.
+    back.shutdown().await.unwrap();
+    let back = eventually("it starts", || async { short(id).start().await.ok() }).await;
+    assert_eq!(back.read(|list| list.0.len()).await.unwrap(), 400);
+    nodes[0].propose("and on").await.unwrap();
+    eventually("it follows", || async {
+        let len = back.read_stale(|list| list.0.len()).await.unwrap();
+        (len == 401).then_some(())
+    })
+    .await;
+}
