@@ -1,22 +1,21 @@
 //! Runs random worlds: `cargo run --release -p kontiki-sim --example swarm -- [SEED] [RUNS]`.
+//! `kontiki sim` does the same with more comfort.
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
-use kontiki_sim::swarm::{self, Seen};
+use kontiki_sim::swarm::{Options, run_many};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let mut number =
         |default| arguments.next().and_then(|text| text.parse().ok()).unwrap_or(default);
     let (first, runs): (u64, u64) = (number(1), number(1));
-    let (mut seen, mut failed) = (Seen::default(), 0);
-    for seed in first..first + runs {
-        match swarm::run(seed) {
-            Ok(run) => seen = seen.and(run),
-            Err(failure) => {
-                failed += 1;
-                println!("seed {seed}:\n{failure}\n");
-            }
-        }
+    let options = Options { seed: Some(first), seeds: Some(runs), ..Options::default() };
+    let report = run_many(&options, &|_| ());
+    for failed in &report.failures {
+        println!("seed {}:\n{}\n", failed.seed, failed.text);
     }
-    println!("{runs} worlds from seed {first} on, {failed} failed: {seen:#?}");
+    println!("{runs} worlds from seed {first} on, {} failed:", report.failures.len());
+    for (what, count) in report.seen.rows() {
+        println!("  {count:>12} {what}");
+    }
 }

@@ -47,6 +47,8 @@ pub enum Stream {
     Scenario,
     /// What a client does next.
     Client,
+    /// How long a snapshot takes, and what becomes of its pieces.
+    Snapshot,
 }
 
 /// A die for every decision of one world.

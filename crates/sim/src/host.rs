@@ -5,23 +5,23 @@
 
 mod apply;
 mod log_writer;
+mod members;
+pub(crate) mod snapshots;
+mod start;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use kontiki::{Action, Answer, Event, Replica};
-use kontiki_log::{IdentityRequest, Log};
-use kontiki_raft::{Body, Config, Envelope, LogWrite, Message, NodeId, Role, StoreId};
+use kontiki::{Action, Answer, Event};
+use kontiki_raft::{Body, Envelope, LogWrite, Message, NodeId, Role};
 
 use crate::{
     dice::Stream,
-    disk::SimDisk,
-    machine::{Machine, MachineKind},
     network::{Arrivals, nanos},
-    node::{Clock, Happening, Node, Process, StoredRead},
+    node::{Happening, Node, Process, StoredRead},
     requests::{Ask, Outcome},
     trace::{Fate, How, Note, Summary},
     truth::command_of,
-    world::{Checked, World, data_dir, encode, genesis, place},
+    world::{Checked, World, encode, place},
 };
 
 impl World {
@@ -47,93 +47,6 @@ impl World {
         node.other_count += 1;
         node.other_count
     }
-
-    // -------------------------------------------------------------------------- start
-
-    pub(crate) fn start_process(&mut self, id: NodeId) -> Checked {
-        let count = self.count(id);
-        let disk = Arc::clone(&self.node(id).disk);
-        let (log, mut recovered) = self.open_log(id, disk, count)?;
-        let machine = match self.setup.machine {
-            MachineKind::Memory => Machine::default(),
-            MachineKind::Durable => self.node(id).saved.clone(),
-        };
-        recovered.applied = machine.applied;
-        self.ledger.on_restart(id, &recovered)?;
-
-        let clock = self.new_clock(id, count);
-        let config = Config {
-            id,
-            seed: self.dice.roll(Stream::Process, !id.get(), count),
-            ..self.setup.config.clone()
-        };
-        let replica = Replica::new(config, recovered, clock.at(self.now))
-            .map_err(|error| format!("{id} does not start: {error}"))?;
-        let node = self.node_mut(id);
-        node.lives += 1;
-        node.process = Some(Process {
-            life: node.lives,
-            clock,
-            replica,
-            reader: log.reader(),
-            spares: log.spares(),
-            log,
-            machine,
-            waiting: Vec::new(),
-            syncing: None,
-            purge: None,
-            has_failed: false,
-            is_filling: false,
-            to_apply: std::collections::VecDeque::new(),
-            timer: None,
-        });
-        self.finish(id)
-    }
-
-    fn open_log(
-        &self,
-        id: NodeId,
-        disk: Arc<SimDisk>,
-        count: u64,
-    ) -> Checked<(Log, kontiki_raft::Recovered)> {
-        let identity = IdentityRequest {
-            cluster: 0x6b6f_6e74_696b_6921,
-            node: id,
-            genesis: genesis(self.setup.nodes),
-            new_store: StoreId(self.dice.roll(Stream::Process, id.get(), count)),
-        };
-        let (log, opened) = Log::open(disk, &data_dir(id), &identity, self.setup.log.clone())
-            .map_err(|error| format!("the log of {id} does not open: {error}"))?;
-        Ok((log, opened.recovered))
-    }
-
-    /// Looks at what would be left if all lost their power now. Copies of the disks are crashed;
-    /// the world does not notice.
-    pub(crate) fn audit(&mut self) -> Checked {
-        let mut found = Vec::new();
-        for id in self.node_ids() {
-            let count = self.count(id);
-            let disk = self.node(id).disk.fork();
-            disk.crash(self.dice.roll(Stream::Crash, id.get(), count));
-            found.push((id, self.open_log(id, Arc::new(disk), count)?.1));
-        }
-        self.ledger.audit(&found)
-    }
-
-    fn new_clock(&self, id: NodeId, count: u64) -> Clock {
-        let drift = self.setup.clock_drift;
-        let rate = self.dice.within(
-            &(1_000_000 - drift..=1_000_000 + drift),
-            Stream::Clock,
-            id.get(),
-            count,
-        );
-        // No two clocks show the same time, and a later life may see an earlier time.
-        let offset = self.dice.below(1 << 50, Stream::Clock, !id.get(), count);
-        Clock { started: self.now, offset, rate }
-    }
-
-    // -------------------------------------------------------------------------- events
 
     /// Something happens to a node: at once, later if it is paused, never if it is meant for a
     /// process that is gone.
@@ -164,8 +77,8 @@ impl World {
 
     fn take(&mut self, id: NodeId, what: Happening) -> Checked {
         match what {
-            Happening::Arrives { from, bytes } => {
-                if !self.network.delivers(from, id) {
+            Happening::Arrives { from, store, bytes } => {
+                if !self.network.delivers(from, id) || !self.meet(id, from, store)? {
                     return Ok(());
                 }
                 self.recorder.borrow_mut().bytes(&bytes);
@@ -181,6 +94,12 @@ impl World {
             Happening::Applied { .. } => self.on_applied(id),
             Happening::StoredRead { read, .. } => self.on_stored_read(id, *read),
             Happening::FillSpare { .. } => self.on_fill_spare(id),
+            Happening::RetryWrite { .. } => self.maybe_write(id),
+            Happening::SnapshotMade { .. } => self.on_snapshot_made(id),
+            Happening::BulkSilence { to, session, heard, .. } => {
+                self.on_bulk_silence(id, to, session, heard)
+            }
+            Happening::Bulk { from, bulk } => self.on_bulk(id, from, *bulk),
         }
     }
 
@@ -244,7 +163,11 @@ impl World {
     fn observe(&mut self, id: NodeId) -> Checked {
         let process = self.nodes[place(id)].process.as_ref();
         let Some(process) = process else { return Ok(()) };
-        if let Some(upto) = self.ledger.observe(&process.replica.status())? {
+        let (now, status) = (self.now, process.replica.status());
+        let lease = status.lease_until.map(|until| process.clock.when(until));
+        let committed = self.ledger.observe(&status)?;
+        self.observe_lease(id, lease.filter(|&until| now < until))?;
+        if let Some(upto) = committed {
             self.note(Note::Committed { node: id, upto });
             for entry in self.ledger.take_newly_committed() {
                 self.truth.commit(&entry)?;
@@ -306,9 +229,11 @@ impl World {
                 self.process(id)?.purge = Some(upto);
                 self.maybe_purge(id)
             }
-            Action::SendSnapshot { .. }
-            | Action::CancelSnapshot { .. }
-            | Action::Membership(..) => Ok(()),
+            Action::SendSnapshot { to, session, at_least } => {
+                self.send_snapshot(id, to, session, at_least)
+            }
+            Action::CancelSnapshot { to, session } => self.cancel_snapshot(id, to, session),
+            Action::Membership(at, membership) => self.on_membership(id, at, membership),
             Action::SoftState(state) => {
                 self.note(Note::became(id, state));
                 Ok(())
@@ -319,9 +244,13 @@ impl World {
     pub(crate) fn send(&mut self, id: NodeId, envelope: &Envelope) -> Checked {
         self.ledger.on_send(id, envelope)?;
         let bytes = encode(&envelope.message);
+        let store = self.process(id)?.store;
         let node = self.node_mut(id);
         node.counts.messages += 1;
         node.counts.bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if self.nodes.len() <= place(envelope.to) {
+            return Ok(()); // named by a membership, and not set up yet
+        }
         let arrivals = self.network.send(self.now, id, envelope.to, &envelope.message);
         let message = Summary::new(id, envelope);
         let (fate, times) = match arrivals {
@@ -331,7 +260,11 @@ impl World {
         };
         self.note(Note::Sent { message, fate });
         for at in times.into_iter().flatten() {
-            self.schedule(at, envelope.to, Happening::Arrives { from: id, bytes: bytes.clone() });
+            self.schedule(
+                at,
+                envelope.to,
+                Happening::Arrives { from: id, store, bytes: bytes.clone() },
+            );
         }
         Ok(())
     }
@@ -349,8 +282,10 @@ impl World {
                 self.truth.assert_read(applied, key, value.as_deref())?;
                 self.requests.on_read(id, now, number, (index, applied), value)?
             }
-            Answer::MembershipChanged { .. } => {
-                return Err(format!("{id} answers #{number} with a membership"));
+            Answer::MembershipChanged { at, membership } => {
+                self.requests.on_changed(id, now, number, at)?;
+                self.ledger.assert_committed_membership(id, at, &membership)?;
+                How::Applied(at)
             }
             Answer::Rejected(why) => {
                 self.requests.close(id, now, number, Outcome::Rejected(why))?;

@@ -62,6 +62,7 @@ pub(crate) struct Ledger {
     pub(crate) truncations: u64,
     pub(crate) torn_records: u64,
     pub(crate) membership_changes: u64,
+    pub(crate) joint_changes: u64,
     /// Restarts with a log that had lost acknowledged entries.
     pub(crate) damaged_restarts: u64,
     /// Logs that are whole again.
@@ -88,6 +89,7 @@ impl Ledger {
             memberships: vec![(EntryId::ZERO, genesis)],
             changes: Vec::new(),
             membership_changes: 0,
+            joint_changes: 0,
             damaged_restarts: 0,
             repairs: 0,
             entries: Vec::new(),
@@ -144,6 +146,41 @@ impl Ledger {
         &self.memberships[self.membership_at(last.unwrap_or(EntryId::ZERO))]
     }
 
+    /// A node takes this for the membership in force: it must stand in its log, unless it is the
+    /// one that it was born with.
+    pub(crate) fn assert_membership(
+        &self,
+        id: NodeId,
+        at: EntryId,
+        membership: &Membership,
+    ) -> Result<(), Broken> {
+        let is_known = self.memberships.iter().any(|(known, m)| *known == at && **m == *membership);
+        // What came with a snapshot counts from the last entry of that.
+        let is_of_snapshot = || {
+            self.snapshot_meta(at.index)
+                .is_some_and(|m| m.last == at && *m.membership == *membership)
+        };
+        if is_known || at == EntryId::ZERO || is_of_snapshot() {
+            return Ok(());
+        }
+        Err(format!("{id} goes by a membership of {at} that nobody has written: {membership:?}"))
+    }
+
+    /// A client is told that this membership is committed.
+    pub(crate) fn assert_committed_membership(
+        &self,
+        id: NodeId,
+        at: EntryId,
+        membership: &Membership,
+    ) -> Result<(), Broken> {
+        self.assert_membership(id, at, membership)?;
+        let committed = position(at.index).and_then(|at| self.committed.get(at));
+        if membership.is_joint() || committed != Some(&at.term) {
+            return Err(format!("{id} says that the membership of {at} is in force for good"));
+        }
+        Ok(())
+    }
+
     /// The membership in force after this entry.
     fn membership_at(&self, id: EntryId) -> usize {
         self.known(id).map_or(0, |known| known.membership)
@@ -155,6 +192,25 @@ impl Ledger {
         let last = EntryId { index, term };
         let (_, membership) = &self.memberships[self.membership_at(last)];
         Some(SnapshotMeta { last, membership: Arc::clone(membership) })
+    }
+
+    /// Every membership that a quorum may have to be found for: the committed one, and those that
+    /// stand behind it in the logs of these nodes.
+    pub(crate) fn memberships_of(
+        &self,
+        nodes: impl Iterator<Item = NodeId>,
+    ) -> Vec<Arc<Membership>> {
+        let mut found = vec![Arc::clone(&self.committed_membership().1)];
+        for id in nodes {
+            let witness = self.witness(id);
+            for last in [witness.view.last(), witness.durable.last()] {
+                let (_, membership) = &self.memberships[self.membership_at(last)];
+                if !found.contains(membership) {
+                    found.push(Arc::clone(membership));
+                }
+            }
+        }
+        found
     }
 
     /// The bytes of the entries of a node's log after this index.

@@ -17,6 +17,8 @@ mod machine;
 mod network;
 mod node;
 mod requests;
+pub mod scenario;
+mod stopwatch;
 pub mod swarm;
 mod trace;
 mod truth;

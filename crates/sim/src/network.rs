@@ -67,6 +67,8 @@ struct Link {
     sent: u64,
     /// When the last message arrives, so that the next can arrive after it.
     last_arrival: u64,
+    bulk_sent: u64,
+    last_bulk: u64,
 }
 
 /// When a message arrives: not at all, once or twice.
@@ -132,6 +134,21 @@ impl Network {
             return Arrivals::Twice(first, second);
         }
         Arrivals::Once(first)
+    }
+
+    /// When a piece on a connection for snapshots arrives: in order, or never.
+    pub(crate) fn send_bulk(&mut self, now: u64, from: NodeId, to: NodeId) -> Option<u64> {
+        let (dice, key) = (self.dice, key(from, to) << 32);
+        let loss = self.settings.loss / 4;
+        let delay = nanos(self.settings.delay.0)..=nanos(self.settings.delay.1);
+        let link = self.link(from, to);
+        link.bulk_sent += 1;
+        if link.is_cut || dice.chance(loss, Stream::Loss, key, link.bulk_sent) {
+            return None;
+        }
+        let at = now + dice.within(&delay, Stream::Delay, key, link.bulk_sent);
+        link.last_bulk = at.max(link.last_bulk + 1);
+        Some(link.last_bulk)
     }
 
     fn arrival(&mut self, now: u64, from: NodeId, to: NodeId, is_reply: bool, count: u64) -> u64 {

@@ -1,15 +1,25 @@
 //! One node of the world: its disk, and the process that runs on it now, if any.
 
-use std::{collections::VecDeque, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
-
-use kontiki::{Event, Replica, RequestId};
-use kontiki_log::{Log, LogReader, SpareMaker};
-use kontiki_raft::{
-    Apply, EntryId, Envelope, Index, NodeId, Role, Session, Term, Timestamp, WriteBatch,
-    WriteTicket,
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    ops::RangeInclusive,
+    sync::Arc,
+    time::Duration,
 };
 
-use crate::{disk::SimDisk, machine::Machine};
+use kontiki::{Event, Replica, RequestId};
+use kontiki_log::{Log, LogReader, Snapshots, SpareMaker};
+use kontiki_raft::{
+    Apply, EntryId, Envelope, Index, Membership, NodeId, Role, Session, StoreId, Term, Timestamp,
+    WriteBatch, WriteTicket,
+};
+
+use crate::{
+    disk::SimDisk,
+    host::snapshots::{Bulk, Shipping},
+    machine::Machine,
+};
 
 /// One node.
 #[derive(Debug)]
@@ -18,6 +28,12 @@ pub(crate) struct Node {
     /// The state machine, as it was last made durable.
     pub(crate) saved: Machine,
     pub(crate) process: Option<Process>,
+    /// The membership that its data directory is made with. `None` before it has joined.
+    pub(crate) genesis: Option<Membership>,
+    /// Its disk does not answer before this time.
+    pub(crate) stalled_until: u64,
+    /// Its disk is gone for ever.
+    pub(crate) is_dead: bool,
     /// How many processes there have been.
     pub(crate) lives: u64,
     /// What happened to it while it was paused, in order.
@@ -49,6 +65,8 @@ pub(crate) struct Process {
     pub(crate) reader: LogReader,
     pub(crate) spares: SpareMaker,
     pub(crate) machine: Machine,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) shipping: Shipping,
     /// Writes that wait for the disk.
     pub(crate) waiting: Vec<(WriteBatch, WriteTicket)>,
     /// The write that is on its way to the disk.
@@ -61,6 +79,16 @@ pub(crate) struct Process {
     pub(crate) to_apply: VecDeque<(Apply, Vec<(Index, RequestId)>)>,
     /// For when its timer is set, in the time of the world.
     pub(crate) timer: Option<u64>,
+    /// Its data directory.
+    pub(crate) store: StoreId,
+    /// The membership in force.
+    pub(crate) membership: Arc<Membership>,
+    /// The data directories of the peers that it has met in this life.
+    pub(crate) met: BTreeMap<NodeId, StoreId>,
+    /// Until when it may serve reads by a lease, in the time of the world.
+    pub(crate) lease: Option<u64>,
+    /// The log has found the disk full.
+    pub(crate) is_full: bool,
 }
 
 impl fmt::Debug for Process {
@@ -102,6 +130,7 @@ fn narrow(value: u128) -> u64 {
 pub(crate) enum Happening {
     Arrives {
         from: NodeId,
+        store: StoreId,
         bytes: kontiki_raft::Bytes,
     },
     /// An event for the process of this life.
@@ -125,6 +154,25 @@ pub(crate) enum Happening {
     FillSpare {
         life: u64,
     },
+    SnapshotMade {
+        life: u64,
+    },
+    /// Something arrives on a connection for snapshots.
+    Bulk {
+        from: NodeId,
+        bulk: Box<Bulk>,
+    },
+    /// A receiver of a snapshot may have been silent for long.
+    BulkSilence {
+        life: u64,
+        to: NodeId,
+        session: Session,
+        heard: u64,
+    },
+    /// What did not fit on the disk is written once more.
+    RetryWrite {
+        life: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -143,13 +191,16 @@ impl Happening {
     /// The life that it is meant for; a message is for whoever lives.
     pub(crate) fn life(&self) -> Option<u64> {
         match self {
-            Self::Arrives { .. } => None,
+            Self::Arrives { .. } | Self::Bulk { .. } => None,
             Self::Event { life, .. }
             | Self::Timer { life }
             | Self::Synced { life }
             | Self::Applied { life }
             | Self::StoredRead { life, .. }
-            | Self::FillSpare { life } => Some(*life),
+            | Self::FillSpare { life }
+            | Self::SnapshotMade { life }
+            | Self::BulkSilence { life, .. }
+            | Self::RetryWrite { life } => Some(*life),
         }
     }
 }

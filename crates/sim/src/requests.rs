@@ -58,6 +58,8 @@ pub enum Ask {
         /// The key.
         key: u64,
     },
+    /// Another membership.
+    Change,
 }
 
 /// What a client was told.
@@ -68,6 +70,8 @@ pub enum Outcome {
     Applied(EntryId),
     /// The key had this value.
     Read(Option<Bytes>),
+    /// The membership was changed, in full with this entry.
+    Changed(EntryId),
     /// It was certainly not done.
     Rejected(Rejection),
     /// It was certainly lost.
@@ -79,11 +83,11 @@ pub enum Outcome {
 }
 
 impl Request {
-    /// Whether it is about a register that is read and overwritten, and nothing else.
-    pub(crate) fn is_of_register(&self) -> bool {
+    /// The key that it appends to.
+    pub(crate) fn appends_to(&self) -> Option<u64> {
         match &self.ask {
-            Ask::Write { action, stamp } => stamp.is_none() && matches!(action, Change::Put { .. }),
-            Ask::Read { .. } => true,
+            Ask::Write { action: Change::Append { key, .. }, .. } => Some(*key),
+            Ask::Write { .. } | Ask::Read { .. } | Ask::Change => None,
         }
     }
 
@@ -104,7 +108,7 @@ impl Request {
             (Ask::Read { key }, Some((at, Outcome::Read(value)))) => {
                 (*key, Action::Read(value.clone()), Some(nanos(*at)))
             }
-            (Ask::Write { .. } | Ask::Read { .. }, _) => return None,
+            (Ask::Write { .. } | Ask::Read { .. } | Ask::Change, _) => return None,
         };
         Some(Operation { key, action, start, end })
     }
@@ -193,7 +197,7 @@ impl Requests {
         request.outcome = Some((now, Outcome::Applied(at)));
         let (floor, stamp) = match &request.ask {
             Ask::Write { stamp, .. } => (request.floor, *stamp),
-            Ask::Read { .. } => (request.floor, None),
+            Ask::Read { .. } | Ask::Change => (request.floor, None),
         };
         let floor = match stamp {
             Some(stamp) => self.operations.get(&stamp).copied(),
@@ -231,6 +235,20 @@ impl Requests {
         self.close(node, now, number, Outcome::Read(value))?;
         self.floor = self.floor.max(applied);
         Ok(How::ReadReady(index))
+    }
+
+    /// A change of the membership is through: its last step is committed at `at`.
+    pub(crate) fn on_changed(
+        &mut self,
+        node: NodeId,
+        now: Duration,
+        number: u64,
+        at: EntryId,
+    ) -> Result<(), Broken> {
+        if self.get_mut(number)?.ask != Ask::Change {
+            return Err(format!("{node} answers #{number} with a membership"));
+        }
+        self.close(node, now, number, Outcome::Changed(at))
     }
 
     /// The node itself has answered.

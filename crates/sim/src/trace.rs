@@ -133,6 +133,13 @@ pub(crate) enum Note {
     Committed { node: NodeId, upto: Index },
     Became { node: NodeId, role: Role, term: Term, leader: Option<NodeId> },
     Purged { node: NodeId, upto: EntryId },
+    Membership { node: NodeId, at: EntryId, voters: [u64; 2] },
+    Full { node: NodeId },
+    SnapshotMade { node: NodeId, last: EntryId },
+    SnapshotOffered { node: NodeId, to: NodeId, last: EntryId },
+    SnapshotReceived { node: NodeId, from: NodeId, last: EntryId },
+    Restored { node: NodeId, last: EntryId },
+    Lost { node: NodeId },
     Asked { node: NodeId, request: u64, is_read: bool },
     Answered { node: NodeId, request: u64, how: How },
     Fault(Fault),
@@ -170,6 +177,7 @@ pub(crate) enum Fault {
     Stop(NodeId),
     Start(NodeId),
     Pause(NodeId),
+    Rot(NodeId),
     Resume(NodeId),
     Cut { from: NodeId, to: NodeId },
     Heal { from: NodeId, to: NodeId },
@@ -325,6 +333,20 @@ impl fmt::Display for Note {
             }
             Self::Became { node, role, term, leader: None } => write!(f, "{node}/{term} {role}"),
             Self::Purged { node, upto } => write!(f, "{node} purged upto={upto}"),
+            Self::Membership { node, at, voters: [incoming, outgoing] } => {
+                write!(f, "{node} goes by the membership of {at}: voters {}", Bits(*incoming))?;
+                if *outgoing == 0 { Ok(()) } else { write!(f, " and {}", Bits(*outgoing)) }
+            }
+            Self::Full { node } => write!(f, "{node} has a full disk"),
+            Self::SnapshotMade { node, last } => write!(f, "{node} has a snapshot of {last}"),
+            Self::SnapshotOffered { node, to, last } => {
+                write!(f, "{node} offers {to} its snapshot of {last}")
+            }
+            Self::SnapshotReceived { node, from, last } => {
+                write!(f, "{node} has the snapshot of {last} from {from}")
+            }
+            Self::Restored { node, last } => write!(f, "{node} restores the snapshot of {last}"),
+            Self::Lost { node } => write!(f, "{node} cannot start: its disk is damaged"),
             Self::Asked { node, request, is_read: true } => write!(f, "read #{request} at {node}"),
             Self::Asked { node, request, is_read: false } => {
                 write!(f, "proposal #{request} at {node}")
@@ -334,6 +356,20 @@ impl fmt::Display for Note {
             }
             Self::Fault(fault) => write!(f, "{fault}"),
         }
+    }
+}
+
+/// A set of nodes.
+struct Bits(u64);
+
+impl fmt::Display for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut gap = "";
+        for id in (0..64).filter(|id| (self.0 >> id) & 1 == 1) {
+            write!(f, "{gap}n{id}")?;
+            gap = " ";
+        }
+        Ok(())
     }
 }
 
@@ -356,6 +392,7 @@ impl fmt::Display for Fault {
             Self::Stop(node) => write!(f, "--- {node} is killed"),
             Self::Start(node) => write!(f, "--- {node} starts"),
             Self::Pause(node) => write!(f, "--- {node} is paused"),
+            Self::Rot(node) => write!(f, "--- a bit on the disk of {node} flips"),
             Self::Resume(node) => write!(f, "--- {node} goes on"),
             Self::Cut { from, to } => write!(f, "--- {from} -> {to} is cut"),
             Self::Heal { from, to } => write!(f, "--- {from} -> {to} is whole again"),

@@ -9,9 +9,15 @@
 
 mod clients;
 mod faults;
+mod members;
 
 use std::{
-    cell::RefCell, cmp::Reverse, collections::BinaryHeap, path::Path, rc::Rc, sync::Arc,
+    cell::RefCell,
+    cmp::Reverse,
+    collections::{BTreeSet, BinaryHeap},
+    path::Path,
+    rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -54,6 +60,17 @@ pub struct Setup {
     pub timer_lateness: Duration,
     /// How long a request may take.
     pub request_timeout: Duration,
+    /// A node makes a snapshot when it has applied so many bytes since the last one. Zero: it
+    /// never does by itself.
+    pub snapshot_bytes: u64,
+    /// Snapshots travel in pieces of so many bytes.
+    pub chunk_bytes: u64,
+    /// How many pieces of snapshots in a million are damaged on the way.
+    pub chunk_damage: u64,
+    /// Whether the nodes differ in how much they want to lead.
+    pub has_priorities: bool,
+    /// Whether transports tell of the data directories that they meet.
+    pub has_stores: bool,
     /// The settings of the nodes; identity and seed are filled in.
     pub config: Config,
     /// The settings of their logs.
@@ -77,6 +94,11 @@ impl Setup {
             clock_drift: 0,
             timer_lateness: Duration::ZERO,
             request_timeout: Duration::from_secs(5),
+            snapshot_bytes: 0,
+            chunk_bytes: 16 * 1024,
+            chunk_damage: 0,
+            has_priorities: false,
+            has_stores: false,
             config: Config::new(NodeId(1), 0),
             log,
         }
@@ -107,6 +129,22 @@ pub struct World {
     pub(crate) actions: Vec<kontiki::Action>,
     pub(crate) stored_reads: u64,
     pub(crate) purges: u64,
+    pub(crate) refused: u64,
+    pub(crate) leases: u64,
+    pub(crate) full_disks: u64,
+    pub(crate) snapshots: SnapshotCounts,
+}
+
+/// What became of snapshots.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SnapshotCounts {
+    pub(crate) made: u64,
+    pub(crate) sent: u64,
+    pub(crate) broken: u64,
+    pub(crate) resumed: u64,
+    pub(crate) damaged: u64,
+    pub(crate) rotten: u64,
+    pub(crate) installed: u64,
 }
 
 /// Something that will happen. Ordered by time; at the same time, by chance.
@@ -146,7 +184,6 @@ impl World {
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         let dice = Dice::new(setup.seed);
-        let genesis = genesis(setup.nodes);
         let mut world = Self {
             dice,
             now: 0,
@@ -154,7 +191,7 @@ impl World {
             next_due: 0,
             network: Network::new(setup.network.clone(), dice),
             nodes: Vec::new(),
-            ledger: Ledger::new(Arc::new(genesis)),
+            ledger: Ledger::new(Arc::new(genesis(setup.nodes))),
             truth: Truth::default(),
             requests: Requests::default(),
             recorder: Rc::default(),
@@ -163,10 +200,16 @@ impl World {
             actions: Vec::new(),
             stored_reads: 0,
             purges: 0,
+            refused: 0,
+            leases: 0,
+            full_disks: 0,
+            snapshots: SnapshotCounts::default(),
             setup,
         };
+        let genesis = genesis(world.setup.nodes);
         for _ in 0..world.setup.nodes {
-            world.add_node();
+            let id = world.add_node();
+            world.nodes[place(id)].genesis = Some(genesis.clone());
         }
         world
     }
@@ -178,6 +221,9 @@ impl World {
             disk: Arc::new(SimDisk::with_seed(self.dice.roll(Stream::Crash, !id.get(), 0))),
             saved: Machine::default(),
             process: None,
+            genesis: None,
+            stalled_until: 0,
+            is_dead: false,
             lives: 0,
             held: None,
             resumed: Duration::ZERO,
@@ -289,8 +335,11 @@ impl World {
     ///
     /// The first register of which it is not.
     pub fn check_linearizable(&self) -> Result<(), Box<NotLinearizable<u64, Bytes>>> {
-        let registers = self.requests.all().iter().filter(|request| request.is_of_register());
-        let history: Vec<_> = registers.filter_map(Request::operation).collect();
+        // What is appended to is no register: `truth.rs` judges it, as it does these once more.
+        let appended: BTreeSet<u64> =
+            self.requests.all().iter().filter_map(Request::appends_to).collect();
+        let operations = self.requests.all().iter().filter_map(Request::operation);
+        let history: Vec<_> = operations.filter(|op| !appended.contains(&op.key)).collect();
         linear::check(&history)
     }
 

@@ -1,7 +1,7 @@
 //! The apply thread: committed entries become state, in order, and answers.
 
 use kontiki::Event;
-use kontiki_raft::{Apply, Entry, Index, NodeId};
+use kontiki_raft::{Apply, Entry, EntryId, Index, NodeId};
 
 use crate::{
     dice::Stream,
@@ -25,12 +25,24 @@ impl World {
                 _ => return Err(format!("{id} applies nothing")),
             },
             Apply::Stored(range) => (*range.start(), *range.end()),
-            Apply::Snapshot(_) => return Err("no snapshot was received".into()),
+            Apply::Snapshot(meta) => {
+                self.ledger.on_apply_snapshot(id, meta.last)?;
+                return self.enqueue_apply(id, what, waiters);
+            }
         };
         self.ledger.on_apply(id, first, last)?;
         for (_, request) in &waiters {
             self.requests.on_handed(id, request.0)?;
         }
+        self.enqueue_apply(id, what, waiters)
+    }
+
+    fn enqueue_apply(
+        &mut self,
+        id: NodeId,
+        what: Apply,
+        waiters: Vec<(Index, kontiki::RequestId)>,
+    ) -> Checked {
         let process = self.process(id)?;
         process.to_apply.push_back((what, waiters));
         if process.to_apply.len() == 1 {
@@ -57,7 +69,7 @@ impl World {
         let is_more = !process.to_apply.is_empty();
         match what {
             Apply::Entries(entries) => self.apply(id, &entries, &waiters)?,
-            Apply::Snapshot(_) => return Err(format!("{id} was given no snapshot")),
+            Apply::Snapshot(meta) => self.restore(id, meta.last)?,
             Apply::Stored(range) => {
                 let mut next = *range.start();
                 while next <= *range.end() {
@@ -76,8 +88,10 @@ impl World {
         }
         let upto = self.process(id)?.machine.applied;
         self.note(Note::Applied { node: id, upto });
-        let durable = self.maybe_save(id)?;
+        self.maybe_save(id)?;
+        let durable = self.durable_applied(id)?;
         self.handle(id, Event::Applied { upto, durable })?;
+        self.maybe_snapshot(id)?;
         if is_more {
             self.schedule_apply(id);
         }
@@ -93,11 +107,13 @@ impl World {
         let now = self.now();
         for entry in entries {
             self.ledger.on_applied(id, entry)?;
-            let machine = &mut self.process(id)?.machine;
+            let process = self.process(id)?;
+            let machine = &mut process.machine;
             if entry.id.index != machine.applied.next() {
                 return Err(format!("{id} applies {} after {}", entry.id, machine.applied));
             }
             let effect = machine.apply(entry);
+            process.shipping.bytes_since += u64::try_from(entry.byte_len()).unwrap_or_default();
             let machine =
                 &self.node(id).process.as_ref().ok_or_else(|| format!("{id} is down"))?.machine;
             self.truth.assert_machine(id, machine)?;
@@ -113,20 +129,34 @@ impl World {
         Ok(())
     }
 
+    /// The whole state is replaced by that of a snapshot.
+    fn restore(&mut self, id: NodeId, last: EntryId) -> Checked {
+        let machine = self
+            .read_snapshot(id, last)
+            .ok_or_else(|| format!("{id} cannot read the snapshot of {last} that it was sent"))?;
+        self.truth.assert_machine(id, &machine)?;
+        if self.setup.machine == MachineKind::Durable {
+            self.node_mut(id).saved = machine.clone();
+        }
+        let process = self.process(id)?;
+        process.machine = machine;
+        process.shipping.bytes_since = 0;
+        self.snapshots.installed += 1;
+        self.note(Note::Restored { node: id, last });
+        Ok(())
+    }
+
     /// A durable state machine saves itself now and then; up to there it will be known after a
     /// crash.
-    fn maybe_save(&mut self, id: NodeId) -> Checked<Index> {
-        if self.setup.machine == MachineKind::Memory {
-            return Ok(Index::ZERO);
+    fn maybe_save(&mut self, id: NodeId) -> Checked {
+        if self.setup.machine == MachineKind::Durable {
+            let count = self.count(id);
+            if self.dice.chance(200_000, Stream::Checkpoint, id.get(), count) {
+                let machine = self.process(id)?.machine.clone();
+                self.node_mut(id).saved = machine;
+            }
         }
-        let count = self.count(id);
-        let is_due = self.dice.chance(200_000, Stream::Checkpoint, id.get(), count);
-        if is_due {
-            let machine = self.process(id)?.machine.clone();
-            self.node_mut(id).saved = machine;
-        }
-        let node = self.node(id);
-        Ok(node.saved.applied)
+        Ok(())
     }
 }
 

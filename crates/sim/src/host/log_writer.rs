@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use kontiki::Event;
-use kontiki_raft::{Body, EntryId, NodeId, WriteTicket};
+use kontiki_log::LogError;
+use kontiki_raft::{Body, EntryId, NodeId, Unavailable, WriteBatch, WriteTicket};
 
 use crate::{
     dice::Stream,
@@ -17,6 +18,9 @@ use crate::{
 /// How long it takes the core to hear that the log was purged.
 const PURGE_DELAY: Duration = Duration::from_millis(1);
 
+/// How soon a write is tried again that a full disk has refused.
+const FULL_RETRY: Duration = Duration::from_millis(100);
+
 impl World {
     /// Takes all that waits, writes it as one record, and lets the disk take its time.
     pub(super) fn maybe_write(&mut self, id: NodeId) -> Checked {
@@ -24,20 +28,24 @@ impl World {
         if process.syncing.is_some() || process.waiting.is_empty() || process.has_failed {
             return Ok(());
         }
+        let batches: Vec<WriteBatch> =
+            process.waiting.iter().map(|(batch, _)| batch.clone()).collect();
+        let count = batches.len();
+        let written = process.log.write(batches);
+        if matches!(written, Err(LogError::NoSpace { .. })) {
+            return self.on_full(id);
+        }
         let waiting = std::mem::take(&mut process.waiting);
         let mut newest: Option<WriteTicket> = None;
-        let mut batches = Vec::with_capacity(waiting.len());
-        for (batch, ticket) in waiting {
-            batches.push(batch);
+        for (_, ticket) in waiting {
             newest = Some(match newest {
                 Some(earlier) => earlier.merge(ticket),
                 None => ticket,
             });
         }
         let Some(ticket) = newest else { return Ok(()) };
-        let count = batches.len();
-        let written = process.log.write(batches);
         process.has_failed = written.is_err();
+        let was_full = std::mem::replace(&mut process.is_full, false);
         let life = process.life;
         self.ledger.on_record(id, count);
         if written.is_err() {
@@ -46,10 +54,27 @@ impl World {
             self.schedule(self.now, id, Happening::Event { life, event });
             return Ok(());
         }
+        if was_full {
+            self.handle(id, Event::StorageSpace { is_full: false })?;
+        }
         self.process(id)?.syncing = Some(ticket);
-        let delay = self.sync_delay(id);
-        self.schedule(self.now + delay, id, Happening::Synced { life });
+        let at = (self.now + self.sync_delay(id)).max(self.node(id).stalled_until);
+        self.schedule(at, id, Happening::Synced { life });
         self.maybe_fill_spare(id)
+    }
+
+    /// There is no room for what waits: it stays, and is tried again.
+    fn on_full(&mut self, id: NodeId) -> Checked {
+        let process = self.process(id)?;
+        let life = process.life;
+        if !std::mem::replace(&mut process.is_full, true) {
+            self.full_disks += 1;
+            self.note(Note::Full { node: id });
+            self.handle(id, Event::StorageSpace { is_full: true })?;
+        }
+        let at = self.now + nanos(FULL_RETRY);
+        self.schedule(at, id, Happening::RetryWrite { life });
+        Ok(())
     }
 
     fn sync_delay(&mut self, id: NodeId) -> u64 {
@@ -88,6 +113,9 @@ impl World {
         }
         let Some(upto) = process.purge.take() else { return Ok(()) };
         self.ledger.on_purge(id, upto)?;
+        if self.durable_applied(id)? < upto.index {
+            return Err(format!("{id} purges up to {upto}, which its state would not survive"));
+        }
         let process = self.process(id)?;
         let life = process.life;
         // A purge that fails is tried again with the next one; a log that is broken says so
@@ -135,9 +163,15 @@ impl World {
         if process.has_failed {
             return Ok(());
         }
-        let Ok(entries) = process.reader.read(range, bytes_max) else {
-            let why = kontiki_raft::Unavailable::Retry;
-            return self.handle(id, Event::EntriesUnavailable { to, session, why });
+        let entries = match process.reader.read(range, bytes_max) {
+            Ok(entries) => entries,
+            Err(error) => {
+                let why = match error {
+                    LogError::NotInLog { .. } => Unavailable::Retry,
+                    _ => Unavailable::Damaged,
+                };
+                return self.handle(id, Event::EntriesUnavailable { to, session, why });
+            }
         };
         let Body::AppendEntries(append) = &mut envelope.message.body else {
             return Err(format!("{id} wants entries in a message that takes none"));

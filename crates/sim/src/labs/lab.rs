@@ -261,7 +261,7 @@ impl Lab {
         let request = self.world.committed_command(number)?;
         match self.world.request(request)?.ask {
             Ask::Write { action: Action::Note { value, .. }, .. } => Some(value),
-            Ask::Write { .. } | Ask::Read { .. } => None,
+            Ask::Write { .. } | Ask::Read { .. } | Ask::Change => None,
         }
     }
 

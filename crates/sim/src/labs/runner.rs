@@ -16,6 +16,7 @@ use std::{
 use super::{Lab, Report, SCENARIOS, Scenario, scenario_named};
 use crate::{
     node::Counts,
+    stopwatch::Stopwatch,
     trace::{Failure, Recorder},
 };
 
@@ -232,19 +233,5 @@ impl Drop for PanicHook {
         if !std::thread::panicking() {
             drop(std::panic::take_hook());
         }
-    }
-}
-
-/// Real time, for the report only: no world ever sees it.
-struct Stopwatch(std::time::Instant);
-
-impl Stopwatch {
-    #[expect(clippy::disallowed_methods, reason = "how long a run took is told, never used")]
-    fn start() -> Self {
-        Self(std::time::Instant::now())
-    }
-
-    fn elapsed(&self) -> Duration {
-        self.0.elapsed()
     }
 }

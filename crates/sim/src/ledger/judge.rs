@@ -203,7 +203,9 @@ impl Ledger {
         assert_successor(former, next).map_err(|why| {
             format!("{by} appends the membership {next:?} after {former:?}: {why}")
         })?;
+        let is_joint = next.is_joint();
         self.membership_changes += 1;
+        self.joint_changes += u64::from(is_joint);
         Ok(())
     }
 

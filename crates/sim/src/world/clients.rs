@@ -80,7 +80,7 @@ impl World {
         })
     }
 
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         id: NodeId,
         ask: Ask,

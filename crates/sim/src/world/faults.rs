@@ -1,9 +1,11 @@
 //! What can be done to a world on purpose.
 
+use std::{path::PathBuf, time::Duration};
+
 use kontiki::Event;
 use kontiki_raft::NodeId;
 
-use super::{World, place};
+use super::{World, nanos, place};
 use crate::{
     dice::Stream,
     network::NetworkSettings,
@@ -118,7 +120,7 @@ impl World {
     ///
     /// When its disk does not hold what it had acknowledged, or does not open.
     pub fn start(&mut self, id: NodeId) -> Result<(), Failure> {
-        if self.is_up(id) {
+        if self.is_up(id) || !self.is_set_up(id) {
             return Ok(());
         }
         self.note(Note::Fault(Fault::Start(id)));
@@ -154,5 +156,54 @@ impl World {
         }
         self.note(Note::Fault(Fault::Resume(id)));
         self.happen_at_once(id, held).map_err(|broken| self.failure(broken))
+    }
+
+    /// The disk of a node does not answer for so long.
+    pub fn stall(&mut self, id: NodeId, time: Duration) {
+        let until = self.now + nanos(time);
+        let node = &mut self.nodes[place(id)];
+        node.stalled_until = node.stalled_until.max(until);
+    }
+
+    /// The disk of a node answers again.
+    pub fn end_stall(&mut self, id: NodeId) {
+        self.nodes[place(id)].stalled_until = 0;
+    }
+
+    /// A bit of what a node has on its disk is flipped. The node is down. False if there is
+    /// nothing on it.
+    pub(crate) fn rot(&mut self, id: NodeId, luck: u64) -> bool {
+        let disk = &self.nodes[place(id)].disk;
+        let has_content = |path: &PathBuf| {
+            let dir = path.parent().and_then(|dir| dir.file_name());
+            dir.is_some_and(|dir| dir == "wal" || dir == "snapshot")
+                && disk.content(path).iter().any(|&byte| byte != 0)
+        };
+        let files: Vec<PathBuf> = disk.files().into_iter().filter(has_content).collect();
+        let Some(count) = u64::try_from(files.len()).ok().filter(|&count| 0 < count) else {
+            return false;
+        };
+        let path = &files[usize::try_from(luck % count).unwrap_or_default()];
+        // Behind the last byte that is not zero nothing was ever written.
+        let content = disk.content(path);
+        let used = content.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1);
+        let bits = u64::try_from(used).unwrap_or_default() * 8;
+        let bit = (luck >> 8) % bits.max(1);
+        disk.flip_bit(path, bit);
+        self.ledger.on_damage(id);
+        self.note(Note::Fault(Fault::Rot(id)));
+        true
+    }
+
+    /// A node makes a snapshot of what it has applied.
+    ///
+    /// # Errors
+    ///
+    /// When an invariant breaks.
+    pub fn make_snapshot(&mut self, id: NodeId) -> Result<(), Failure> {
+        if self.is_up(id) && !self.is_paused(id) {
+            self.begin_snapshot(id).map_err(|broken| self.failure(broken))?;
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,145 @@
+//! Servers that come and go, as an operator sees it.
+
+use kontiki::Event;
+use kontiki_raft::{ChangeSet, EntryId, MemberRole, Membership, NodeId, Promotion};
+
+use super::{World, place};
+use crate::{requests::Ask, trace::Failure};
+
+impl World {
+    /// An operator asks a node to change the membership. Returns the number of the request.
+    ///
+    /// # Errors
+    ///
+    /// When an invariant breaks.
+    pub fn change_membership(&mut self, id: NodeId, change: ChangeSet) -> Result<u64, Failure> {
+        self.ask(id, Ask::Change, |request, deadline| Event::ChangeMembership {
+            id: request,
+            change,
+            deadline,
+        })
+    }
+
+    /// The newest membership that is committed, and where.
+    #[must_use]
+    pub fn committed_membership(&self) -> (EntryId, &Membership) {
+        let (at, membership) = self.ledger.committed_membership();
+        (*at, membership)
+    }
+
+    /// Sets up the machines of members that have none, as servers that join: they take the
+    /// committed membership for the one they begin with.
+    pub(crate) fn set_up_members(&mut self) -> Vec<NodeId> {
+        let (_, membership) = self.ledger.committed_membership();
+        let membership = Membership::clone(membership);
+        let mut joined = Vec::new();
+        for member in &membership.members {
+            while self.nodes.len() <= place(member.id) {
+                self.add_node();
+            }
+            let node = &mut self.nodes[place(member.id)];
+            if node.genesis.is_none() && !node.is_dead {
+                node.genesis = Some(membership.clone());
+                joined.push(member.id);
+            }
+        }
+        joined
+    }
+
+    /// A disk is gone for ever, with all that was on it.
+    pub(crate) fn destroy(&mut self, id: NodeId) {
+        self.crash(id);
+        self.nodes[place(id)].is_dead = true;
+    }
+
+    /// Whether it can run: it has joined, and its disk is there.
+    #[must_use]
+    pub fn is_set_up(&self, id: NodeId) -> bool {
+        self.nodes.get(place(id)).is_some_and(|node| node.genesis.is_some() && !node.is_dead)
+    }
+
+    /// Whether its disk is gone for ever.
+    #[must_use]
+    pub fn is_dead(&self, id: NodeId) -> bool {
+        self.nodes.get(place(id)).is_some_and(|node| node.is_dead)
+    }
+
+    /// Whether its log has lost acknowledged entries, or may have.
+    #[must_use]
+    pub fn is_damaged(&self, id: NodeId) -> bool {
+        self.ledger.is_damaged(id)
+    }
+
+    /// Whether the others can do without what this node holds: of every membership that may
+    /// count, a quorum has whole disks without it.
+    pub(crate) fn can_lose(&self, id: NodeId) -> bool {
+        let is_whole = |other: NodeId| self.is_set_up(other) && !self.is_damaged(other);
+        let mut memberships = self.live_memberships().into_iter();
+        memberships.all(|m| m.has_quorum(|other| other != id && is_whole(other)))
+    }
+
+    fn live_memberships(&self) -> Vec<std::sync::Arc<Membership>> {
+        self.ledger.memberships_of(self.node_ids().filter(|&id| self.is_set_up(id)))
+    }
+
+    /// Nodes that are a quorum, of whatever membership may count, beginning the choice with
+    /// `first`; all that can run if `is_all`. A server that waits for its first entry is chosen,
+    /// too, now and then.
+    pub(crate) fn choose_core(&self, first: u64, is_all: bool) -> Vec<NodeId> {
+        // A learner that has just caught up may yet become a voter, whatever happens to it now.
+        let mut memberships = self.live_memberships();
+        let promoted: Vec<_> = memberships.iter().flat_map(|m| promotions(m)).collect();
+        memberships.extend(promoted.into_iter().map(std::sync::Arc::new));
+        let mut nodes: Vec<NodeId> = self.node_ids().filter(|&id| self.is_set_up(id)).collect();
+        let shift = usize::try_from(first).unwrap_or_default() % nodes.len().max(1);
+        nodes.rotate_left(shift);
+        // Who has lost something can neither vote nor be counted before it is whole again.
+        nodes.sort_by_key(|&id| self.is_damaged(id));
+        let mut core: Vec<NodeId> = Vec::new();
+        let has_quorum = |core: &[NodeId]| {
+            let counts = |id| core.contains(&id) && !self.is_damaged(id);
+            memberships.iter().all(|m| m.has_quorum(counts))
+        };
+        for id in nodes {
+            if is_all || !has_quorum(&core) {
+                core.push(id);
+            }
+        }
+        core.sort_unstable();
+        core
+    }
+
+    /// What these nodes would say of themselves.
+    pub(crate) fn describe(&self, nodes: &[NodeId]) -> String {
+        let (at, membership) = self.committed_membership();
+        let voters: Vec<NodeId> = membership.voters().collect();
+        let states: Vec<_> = nodes.iter().map(|&id| (id, self.status(id))).collect();
+        format!("committed membership {at} with voters {voters:?}; {states:?}")
+    }
+}
+
+/// What a membership becomes when learners are promoted by themselves: each alone, or all.
+fn promotions(membership: &Membership) -> Vec<Membership> {
+    let promote = |chosen: &dyn Fn(NodeId) -> bool| {
+        let mut next = membership.clone();
+        for member in &membership.members {
+            let MemberRole::Learner { promotion } = member.role else { continue };
+            let old = match promotion {
+                Promotion::ByHand => continue,
+                Promotion::WhenCaughtUp => None,
+                Promotion::Replacing(old) => Some(old),
+            };
+            if chosen(member.id) {
+                next.members.retain(|other| Some(other.id) != old);
+                for other in next.members.iter_mut().filter(|other| other.id == member.id) {
+                    other.role = MemberRole::Voter;
+                }
+            }
+        }
+        next
+    };
+    let mut found: Vec<Membership> =
+        membership.members.iter().map(|member| promote(&|id| id == member.id)).collect();
+    found.push(promote(&|_| true));
+    found
+}
