@@ -104,7 +104,12 @@ impl Membership {
         address: &Arc<str>,
         context: &Bytes,
     ) -> Result<(), ChangeError> {
-        self.check_address(address, None)?;
+        // A server that was wiped comes back at its old address, under a new id.
+        let replaced = match promotion {
+            Promotion::Replacing(old) => Some(old),
+            Promotion::ByHand | Promotion::WhenCaughtUp => None,
+        };
+        self.check_address(address, replaced)?;
         let id = self.next_id;
         self.next_id = NodeId(id.get() + 1);
         self.members.push(Member {
@@ -162,5 +167,27 @@ impl Membership {
             .iter()
             .find(|member| &*member.address == address && Some(member.id) != except);
         taken.map_or(Ok(()), |member| Err(ChangeError::AddressInUse(member.id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replace(old: u64, address: &str) -> ChangeSet {
+        let (address, context) = (address.into(), Bytes::new());
+        ChangeSet::one(Change::Replace { old: NodeId(old), address, context })
+    }
+
+    /// A server that lost its disk comes back where it was, and nobody else may.
+    #[test]
+    fn a_replacement_may_have_the_address_of_whom_it_replaces() {
+        let members = Membership::of_voters([(NodeId(1), "a:1"), (NodeId(2), "b:1")]);
+        let next = change(&members, &replace(2, "b:1"), |_| false).expect("it is its own address");
+        assert_eq!(next.members.last().map(|member| &*member.address), Some("b:1"));
+        assert!(!next.is_joint(), "no voter has changed yet");
+
+        let refused = change(&members, &replace(2, "a:1"), |_| false);
+        assert_eq!(refused, Err(ChangeError::AddressInUse(NodeId(1))));
     }
 }
