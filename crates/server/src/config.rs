@@ -26,7 +26,8 @@ pub struct ServerConfig {
     pub initial_advertise_peer_urls: Vec<String>,
     /// `--initial-cluster`: all members as `name=URL,…`. Empty: this server alone.
     pub initial_cluster: String,
-    /// `--initial-cluster-state`: only `new` for the time being.
+    /// `--initial-cluster-state`: `new`, or `existing` for a server that joins a cluster to which
+    /// it was added.
     pub initial_cluster_state: String,
     /// `--initial-cluster-token`: tells clusters apart that were made with the same URLs.
     pub initial_cluster_token: String,
@@ -43,6 +44,18 @@ pub struct ServerConfig {
     /// `--log-segment-bytes`: the length of a file of the Raft log. Two more are kept ready, and
     /// space is given back by whole files. Not a flag of etcd, which has 64 MB as a constant.
     pub log_segment_bytes: u64,
+    /// `--log-keep-bytes`: so much of the log is kept though every server has it, so that one
+    /// that was away needs no snapshot. etcd counts entries: `--snapshot-catchup-entries`.
+    pub log_keep_bytes: u64,
+    /// `--log-bytes-max`: beyond this the log is given up though a server still needs it; that
+    /// one gets a snapshot. etcd counts entries: `--snapshot-count`.
+    pub log_bytes_max: u64,
+    /// `--priority`: who should lead if all else is equal. Not a flag of etcd.
+    pub priority: u8,
+    /// `--experimental-lease-reads-drift-ppm`: reads are served under a lease of the leader, which
+    /// is safe as long as the clocks of the servers drift apart by less than so many millionths.
+    /// 0, the default, is off.
+    pub lease_reads_drift_ppm: u32,
 }
 
 impl Default for ServerConfig {
@@ -65,6 +78,10 @@ impl Default for ServerConfig {
             max_txn_ops: 128,
             max_concurrent_streams: u32::MAX,
             log_segment_bytes: 64 << 20,
+            log_keep_bytes: 16 << 20,
+            log_bytes_max: 1 << 30,
+            priority: 0,
+            lease_reads_drift_ppm: 0,
         }
     }
 }
@@ -78,7 +95,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    fn new(flag: &'static str, why: impl fmt::Display) -> Self {
+    pub(crate) fn new(flag: &'static str, why: impl fmt::Display) -> Self {
         Self { flag, why: why.to_string() }
     }
 
@@ -97,8 +114,18 @@ pub(crate) struct Checked {
     pub(crate) listen_clients: Vec<String>,
     /// `host:port`.
     pub(crate) listen_peers: String,
-    /// `host:port` of each member, in the order of the roster.
-    pub(crate) peer_addresses: Vec<String>,
+    /// `host:port` under which the others find this server.
+    pub(crate) advertised: String,
+    pub(crate) birth: Birth,
+}
+
+/// How the server comes to its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Birth {
+    /// It is one of the founders: number and `host:port` of each, and which one it is.
+    Founder { me: u64, voters: Vec<(u64, String)> },
+    /// It was added, and asks these who it is: `host:port` each.
+    Joiner { others: Vec<String> },
 }
 
 impl ServerConfig {
@@ -133,22 +160,42 @@ impl ServerConfig {
         single(advertised, &self.initial_advertise_peer_urls)?;
 
         let members = self.members()?;
-        let mut peer_addresses = Vec::new();
-        for (_, urls) in &members {
-            peer_addresses.push(single("initial-cluster", urls)?);
-        }
-        let Some((_, mine)) = members.iter().find(|(name, _)| *name == self.name) else {
-            let why = format!("has no member {:?}, which is the --name of this server", self.name);
-            return Err(ConfigError::new("initial-cluster", why));
-        };
-        if *mine != self.initial_advertise_peer_urls {
+        let birth = self.birth(&members)?;
+        if let Some((_, mine)) = members.iter().find(|(name, _)| *name == self.name)
+            && *mine != self.initial_advertise_peer_urls
+        {
             let (theirs, ours) = (mine.join(","), self.initial_advertise_peer_urls.join(","));
             let why = format!("has {theirs} for {:?}, but --{advertised} is {ours}", self.name);
             return Err(ConfigError::new("initial-cluster", why));
         }
-        let roster = Roster::new(members, &self.initial_cluster_token, &self.name)
-            .expect("this server was just found among the members");
-        Ok(Checked { roster, listen_clients, listen_peers, peer_addresses })
+        let is_founder = matches!(birth, Birth::Founder { .. });
+        let roster = Roster::new(&members, &self.initial_cluster_token, &self.name, is_founder);
+        let advertised = single(advertised, &self.initial_advertise_peer_urls)?;
+        Ok(Checked { roster, listen_clients, listen_peers, advertised, birth })
+    }
+
+    fn birth(&self, members: &[(String, Vec<String>)]) -> Result<Birth, ConfigError> {
+        let mut addresses = Vec::new();
+        for (name, urls) in members {
+            addresses.push((name, single("initial-cluster", urls)?));
+        }
+        if self.initial_cluster_state == "existing" {
+            let others = addresses.into_iter().filter(|(name, _)| **name != self.name);
+            let others: Vec<String> = others.map(|(_, address)| address).collect();
+            if others.is_empty() {
+                let why = "names no other server; one that joins must know whom to ask";
+                return Err(ConfigError::new("initial-cluster", why));
+            }
+            return Ok(Birth::Joiner { others });
+        }
+        let voters = (1..).zip(addresses);
+        let voters: Vec<_> = voters.map(|(number, (name, at))| (number, name, at)).collect();
+        let Some(&(me, ..)) = voters.iter().find(|(_, name, _)| **name == self.name) else {
+            let why = format!("has no member {:?}, which is the --name of this server", self.name);
+            return Err(ConfigError::new("initial-cluster", why));
+        };
+        let voters = voters.into_iter().map(|(number, _, at)| (number, at)).collect();
+        Ok(Birth::Founder { me, voters })
     }
 
     fn check_times(&self) -> Result<(), ConfigError> {
@@ -187,12 +234,16 @@ impl ServerConfig {
         if !(8 << 10..=2 << 30).contains(&self.log_segment_bytes) {
             return Err(ConfigError::new("log-segment-bytes", "must be from 8192 to 2147483648"));
         }
+        if self.log_bytes_max < self.log_keep_bytes {
+            let why = format!("must not be more than --log-bytes-max ({})", self.log_bytes_max);
+            return Err(ConfigError::new("log-keep-bytes", why));
+        }
+        if 10_000 < self.lease_reads_drift_ppm {
+            let flag = "experimental-lease-reads-drift-ppm";
+            return Err(ConfigError::new(flag, "must be from 0 to 10000"));
+        }
         match self.initial_cluster_state.as_str() {
-            "new" => Ok(()),
-            "existing" => {
-                let why = "a server cannot join a running cluster yet: use new, with all members";
-                Err(ConfigError::new("initial-cluster-state", why))
-            }
+            "new" | "existing" => Ok(()),
             other => {
                 let why = format!("must be new or existing, not {other:?}");
                 Err(ConfigError::new("initial-cluster-state", why))
@@ -224,7 +275,7 @@ impl ServerConfig {
                 None => members.push((name.to_owned(), vec![url.to_owned()])),
             }
         }
-        if 7 < members.len() {
+        if 7 < members.len() && self.initial_cluster_state == "new" {
             return wrong(format!("{} members are more than 7", members.len()));
         }
         members.sort();
@@ -257,7 +308,7 @@ fn addresses_or_none(flag: &'static str, urls: &[String]) -> Result<Vec<String>,
 }
 
 /// The `host:port` of an `http` URL without a path.
-fn host_and_port(url: &str) -> Result<String, &'static str> {
+pub(crate) fn host_and_port(url: &str) -> Result<String, &'static str> {
     let Some((scheme, rest)) = url.split_once("://") else {
         return Err("is not a URL: it lacks http://");
     };
@@ -295,17 +346,37 @@ mod tests {
     #[test]
     fn the_defaults_are_a_server_of_its_own() {
         let checked = ServerConfig::default().check().unwrap();
-        assert_eq!(checked.peer_addresses, ["localhost:2380"]);
+        let voters = vec![(1, "localhost:2380".to_owned())];
+        assert_eq!(checked.birth, Birth::Founder { me: 1, voters });
         assert_eq!(checked.listen_clients, ["localhost:2379"]);
-        assert_eq!(checked.roster.me.node.get(), 1);
+        assert_eq!(checked.roster.me().node.get(), 1);
         assert_eq!(ServerConfig::default().request_timeout(), Duration::from_secs(7));
     }
 
     #[test]
     fn members_and_their_addresses_are_in_the_order_of_their_names() {
         let checked = three().check().unwrap();
-        assert_eq!(checked.peer_addresses, ["h1:2380", "h2:2380", "h3:2380"]);
-        assert_eq!(checked.roster.me.node.get(), 2);
+        let voters = ["h1:2380", "h2:2380", "h3:2380"].map(str::to_owned);
+        let voters = (1..).zip(voters).collect();
+        assert_eq!(checked.birth, Birth::Founder { me: 2, voters });
+        assert_eq!(checked.roster.me().node.get(), 2);
+    }
+
+    #[test]
+    fn whoever_joins_asks_the_others() {
+        let mut config = three();
+        config.initial_cluster_state = "existing".to_owned();
+        let others = vec!["h1:2380".to_owned(), "h3:2380".to_owned()];
+        assert_eq!(config.check().unwrap().birth, Birth::Joiner { others });
+        // It may leave itself out.
+        config.name = "d".to_owned();
+        config.initial_advertise_peer_urls = vec!["http://h4:2380".to_owned()];
+        let Birth::Joiner { others } = config.check().unwrap().birth else { panic!("it joins") };
+        assert_eq!(others.len(), 3);
+        config.initial_cluster = "d=http://h4:2380".to_owned();
+        let error = config.validate().unwrap_err().to_string();
+        let why = "names no other server; one that joins must know whom to ask";
+        assert_eq!(error, format!("--initial-cluster: {why}"));
     }
 
     #[test]
@@ -318,7 +389,6 @@ mod tests {
 
     #[test]
     fn a_wrong_setting_is_refused_in_the_words_of_its_flag() {
-        type Change = fn(&mut ServerConfig);
         let cases: &[(Change, &str)] = &[
             (|c| c.name.clear(), "--name: must not be empty"),
             (
@@ -372,16 +442,36 @@ mod tests {
                 |c| c.election_timeout = Duration::from_secs(51),
                 "--election-timeout: 51000 ms is more than 50000 ms",
             ),
+        ];
+        assert_refused(cases);
+    }
+
+    #[test]
+    fn a_wrong_bound_is_refused_in_the_words_of_its_flag() {
+        assert_refused(&[
             (|c| c.max_request_bytes = 0, "--max-request-bytes: must be from 1 to 7340032"),
             (
                 |c| c.log_segment_bytes = 4096,
                 "--log-segment-bytes: must be from 8192 to 2147483648",
             ),
             (
+                |c| c.log_keep_bytes = c.log_bytes_max + 1,
+                "--log-keep-bytes: must not be more than --log-bytes-max (1073741824)",
+            ),
+            (
+                |c| c.lease_reads_drift_ppm = 10_001,
+                "--experimental-lease-reads-drift-ppm: must be from 0 to 10000",
+            ),
+            (
                 |c| c.initial_cluster_state = "old".into(),
                 "--initial-cluster-state: must be new or existing, not \"old\"",
             ),
-        ];
+        ]);
+    }
+
+    type Change = fn(&mut ServerConfig);
+
+    fn assert_refused(cases: &[(Change, &str)]) {
         for (change, message) in cases {
             let mut config = three();
             change(&mut config);

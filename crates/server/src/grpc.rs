@@ -12,8 +12,8 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
-use http_body::Frame;
+use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
+use http_body::{Frame, SizeHint};
 use prost::Message;
 use tonic::{Code, Status};
 
@@ -156,13 +156,6 @@ pub(crate) fn refuse(status: &Status) -> Response {
     response
 }
 
-/// An answer to something that is not a gRPC call.
-pub(crate) fn not_grpc(status: StatusCode) -> Response {
-    let mut response = http::Response::new(Body::Done);
-    *response.status_mut() = status;
-    response
-}
-
 fn response(body: Body) -> Response {
     let mut response = http::Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, GRPC);
@@ -178,6 +171,8 @@ pub(crate) enum Body {
     Trailers,
     /// Nothing, or nothing more.
     Done,
+    /// An answer to something that is not gRPC: bytes, and no trailers.
+    Plain(Bytes),
     /// A stream that tonic drives.
     Stream(tonic::body::Body),
 }
@@ -202,6 +197,11 @@ impl http_body::Body for Body {
                 trailers.insert("grpc-status", HeaderValue::from_static("0"));
                 Frame::trailers(trailers)
             }
+            Self::Plain(bytes) => {
+                let frame = Frame::data(std::mem::take(bytes));
+                *self = Self::Done;
+                frame
+            }
             Self::Done => return Poll::Ready(None),
             Self::Stream(stream) => return Pin::new(stream).poll_frame(cx),
         };
@@ -210,9 +210,21 @@ impl http_body::Body for Body {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Message(_) | Self::Trailers => false,
+            Self::Message(_) | Self::Trailers | Self::Plain(_) => false,
             Self::Done => true,
             Self::Stream(stream) => stream.is_end_stream(),
+        }
+    }
+
+    /// HTTP/1.1 says the length before the body, if it is known.
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Plain(bytes) => {
+                SizeHint::with_exact(bytes.len().try_into().expect("a length fits in 64 bits"))
+            }
+            Self::Done => SizeHint::with_exact(0),
+            Self::Message(_) | Self::Trailers => SizeHint::new(),
+            Self::Stream(stream) => stream.size_hint(),
         }
     }
 }

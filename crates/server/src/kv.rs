@@ -27,7 +27,10 @@ pub(crate) async fn range(
     let request = from_wire::range(call.message);
     request.validate()?;
     if !request.serializable {
-        service.raft.read_barrier().await?;
+        if service.roster.is_learner() {
+            return Err(Refusal::NotForLearners.into());
+        }
+        service.read_barrier().await?;
     }
     if is_small(&request) {
         return answer_range(service, &request);
@@ -94,7 +97,7 @@ pub(crate) async fn txn(
     if request.is_read_only() {
         request.validate(service.limits.txn_ops_max)?;
         if !request.is_serializable() {
-            service.raft.read_barrier().await?;
+            service.read_barrier().await?;
         }
         if is_small_txn(&request) {
             return answer_txn(service, &request);
@@ -146,7 +149,10 @@ async fn write(service: &Service, request: Request, bytes: usize) -> Result<Resp
     if service.limits.request_bytes_max < bytes {
         return Err(Refusal::RequestTooLarge.into());
     }
-    let applied = service.raft.propose(request.encode()).await?;
+    let pending = service.meters.proposal();
+    let proposed = service.raft.propose(request.encode()).await;
+    drop(pending);
+    let applied = proposed.inspect_err(|_| service.meters.proposal_failed())?;
     match applied.response {
         Reply::Store(answer) => answer.map_err(Failure::from),
         Reply::Announced => unreachable!("a command of the store is no announcement"),

@@ -34,7 +34,8 @@
 //! ```
 //!
 //! Inside: `listener` owns the sockets, `service` knows which method is answered where, `grpc`
-//! turns bytes into messages and back, `kv`, `cluster`, `maintenance` and `health` answer,
+//! turns bytes into messages and back, `kv`, `cluster`, `maintenance` and `health` answer, `http`
+//! and `metrics` what is not gRPC,
 //! `from_wire` and `to_wire` translate, `machine` applies what was committed. Only [`status`]
 //! knows etcd's error texts.
 
@@ -43,11 +44,13 @@ mod config;
 mod from_wire;
 mod grpc;
 mod health;
+mod http;
 mod kv;
 mod listener;
 mod machine;
 mod maintenance;
 mod members;
+pub mod metrics;
 pub mod proto;
 mod server;
 mod service;

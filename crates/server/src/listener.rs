@@ -1,12 +1,16 @@
-//! The clients' sockets: HTTP/2 without TLS, one task for each connection.
+//! The clients' sockets: HTTP/2 and HTTP/1.1 without TLS, one task for each connection. How it
+//! begins tells which it is; only gRPC needs HTTP/2.
 //!
 //! Settings follow etcd's where a client could tell, and the measurements of
 //! `docs/performance.md` where it could not.
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
-use hyper::{server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -42,8 +46,10 @@ pub(crate) async fn serve(
     streams_max: u32,
     mut is_stopping: watch::Receiver<bool>,
 ) {
-    let mut http = http2::Builder::new(TokioExecutor::new());
-    http.timer(TokioTimer::new())
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new());
+    http.http2()
+        .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(streams_max)
@@ -79,7 +85,7 @@ pub(crate) async fn serve(
 
 /// Serves one connection to its end.
 async fn converse(
-    http: http2::Builder<TokioExecutor>,
+    http: auto::Builder<TokioExecutor>,
     stream: TcpStream,
     service: Arc<Service>,
     mut is_stopping: watch::Receiver<bool>,

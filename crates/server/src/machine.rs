@@ -8,13 +8,14 @@
 //! ```
 //!
 //! Announcements tell everyone where clients reach a member. They are not part of the replicated
-//! state and are on no disk but the log's: a server that starts announces itself and asks, so
-//! what the others know of themselves it soon knows as well.
+//! state and are on no disk but the log's: a server that starts, or that skips a part of the log
+//! by a snapshot, announces itself and asks, so what the others know of themselves it soon knows
+//! as well.
 
 use std::{fmt, io, sync::Arc};
 
-use kontiki::{Batch, Command, EntryId, Index, StateMachine};
-use kontiki_store::{Bytes, Request, Response, Store, StoreError};
+use kontiki::{Batch, Command, EntryId, Index, Membership, SnapshotWriter, StateMachine};
+use kontiki_store::{Bytes, Request, Response, Store, StoreError, StoreSnapshot};
 use prost::Message;
 use tokio::sync::Notify;
 
@@ -35,8 +36,18 @@ pub(crate) enum Reply {
 pub(crate) struct KvMachine {
     pub(crate) store: Arc<Store>,
     pub(crate) roster: Arc<Roster>,
-    /// Told when another member asks for announcements.
-    pub(crate) asked: Arc<Notify>,
+    pub(crate) cues: Arc<Cues>,
+}
+
+/// What the state machine has for the rest of the server to do.
+#[derive(Debug, Default)]
+pub(crate) struct Cues {
+    /// Another member asks for announcements.
+    pub(crate) asked: Notify,
+    /// A snapshot was taken, and what was announced before it was missed.
+    pub(crate) restored: Notify,
+    /// This server is a member no more.
+    pub(crate) removed: Notify,
 }
 
 impl fmt::Debug for KvMachine {
@@ -45,28 +56,54 @@ impl fmt::Debug for KvMachine {
     }
 }
 
-/// The command with which the member `me` announces itself.
-pub(crate) fn announcement(me: u64, client_urls: Vec<String>, is_question: bool) -> Vec<u8> {
+/// The command with which the member `id` announces itself.
+pub(crate) fn announcement(
+    id: u64,
+    name: &str,
+    client_ur_ls: Vec<String>,
+    is_question: bool,
+) -> Vec<u8> {
     let mut command = vec![if is_question { ANNOUNCE_AND_ASK } else { ANNOUNCE }];
-    let member = pb::Member { id: me, client_ur_ls: client_urls, ..pb::Member::default() };
+    let name = name.to_owned();
+    let member = pb::Member { id, name, client_ur_ls, ..pb::Member::default() };
     member.encode(&mut command).expect("a vector grows as needed");
     command
 }
 
+/// The store at one moment. Who the members are is not in it: Raft keeps that beside.
+#[derive(Debug)]
+pub(crate) struct KvSnapshot(StoreSnapshot);
+
+impl SnapshotWriter for KvSnapshot {
+    fn write_to(self, to: &mut dyn io::Write) -> io::Result<()> {
+        self.0.write_to(to)
+    }
+}
+
 impl StateMachine for KvMachine {
     type Response = Reply;
-    type Snapshot = Vec<u8>;
+    type Snapshot = KvSnapshot;
 
     fn apply(&mut self, _: Command<'_>) -> Reply {
         unreachable!("this machine applies batches")
     }
 
-    fn snapshot(&mut self) -> io::Result<Vec<u8>> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "the store makes no snapshots yet"))
+    fn snapshot(&mut self) -> io::Result<KvSnapshot> {
+        self.store.snapshot().map(KvSnapshot).map_err(io::Error::other)
     }
 
-    fn restore(&mut self, _: EntryId, _: &mut dyn io::Read) -> io::Result<()> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "the store takes no snapshots yet"))
+    fn restore(&mut self, at: EntryId, from: &mut dyn io::Read) -> io::Result<()> {
+        let at = (at.index.get(), at.term.get());
+        self.store.restore(at, from).map_err(io::Error::other)?;
+        self.cues.restored.notify_one();
+        Ok(())
+    }
+
+    fn membership_changed(&mut self, _: EntryId, membership: &Membership) {
+        self.roster.follow(membership);
+        if self.roster.is_removed() {
+            self.cues.removed.notify_one();
+        }
     }
 
     fn durable_applied(&self) -> Option<Index> {
@@ -112,9 +149,9 @@ impl KvMachine {
     /// ignored: it carries nothing that the store depends on.
     fn hear(&self, is_question: bool, content: Bytes) {
         let Ok(member) = pb::Member::decode(content) else { return };
-        if is_question && member.id != self.roster.me.id {
-            self.asked.notify_one();
+        if is_question && member.id != self.roster.me().id {
+            self.cues.asked.notify_one();
         }
-        self.roster.set_client_urls(member.id, member.client_ur_ls);
+        self.roster.hear(member.id, member.name, member.client_ur_ls);
     }
 }

@@ -1,5 +1,6 @@
 //! The service `Maintenance`: what one server tells about itself.
 
+use kontiki::Role;
 use kontiki_store::StoreError;
 
 use crate::{
@@ -20,7 +21,21 @@ pub(crate) async fn status(
 ) -> Result<pb::StatusResponse, Failure> {
     let status = service.raft.status().await?;
     let leader = service.roster.id_of(status.soft_state.leader);
-    let errors = if leader == 0 { vec![Refusal::NoLeader.message().to_owned()] } else { vec![] };
+    let mut errors = Vec::new();
+    if leader == 0 {
+        errors.push(Refusal::NoLeader.message().to_owned());
+    }
+    if let Some(damaged) = &status.damaged {
+        errors.push(format!(
+            "kontiki: entries {} to {} of the log are damaged; they come back from the other \
+             servers, and until then this one does not vote",
+            damaged.start(),
+            damaged.end()
+        ));
+    }
+    if status.is_storage_full {
+        errors.push("kontiki: the disk under the log is full".to_owned());
+    }
     Ok(pb::StatusResponse {
         header: Some(service.header(service.store.revision())),
         version: API_VERSION.to_owned(),
@@ -31,12 +46,30 @@ pub(crate) async fn status(
         raft_term: status.soft_state.term.get(),
         raft_applied_index: status.applied_index.get(),
         errors,
-        is_learner: false,
+        is_learner: service.roster.is_learner(),
         storage_version: API_VERSION.to_owned(),
         // None: the store has no wall at 2 GiB.
         db_size_quota: 0,
         downgrade_info: Some(pb::DowngradeInfo::default()),
     })
+}
+
+/// `Maintenance.MoveLeader`. Its answer has no header, as in etcd.
+pub(crate) async fn move_leader(
+    service: &Service,
+    call: Received<pb::MoveLeaderRequest>,
+) -> Result<pb::MoveLeaderResponse, Failure> {
+    let target = call.message.target_id;
+    if service.soft_state().role != Role::Leader {
+        return Err(Refusal::NotLeader.into());
+    }
+    if target != service.roster.me().id {
+        let member = service.roster.member(target).filter(|member| !member.is_learner);
+        let member = member.ok_or(Refusal::BadLeaderTransferee)?;
+        let transferred = service.raft.transfer_leadership(Some(member.node)).await;
+        transferred.map_err(|error| status::of_transfer(&error))?;
+    }
+    Ok(pb::MoveLeaderResponse { header: None })
 }
 
 /// `Maintenance.Alarm`. Nothing here raises an alarm yet, so to ask which there are has an

@@ -2,22 +2,19 @@
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use kontiki::{LogOptions, Raft};
+use kontiki::{LogOptions, Raft, ReadMode};
 use kontiki_store::{OpenError, Store, StoreOptions};
-use tokio::{
-    net::TcpListener,
-    sync::{Notify, watch},
-    task::JoinSet,
-    time,
-};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time};
 
 use crate::{
-    config::{Checked, ConfigError, ServerConfig},
+    cluster,
+    config::{Birth, Checked, ConfigError, ServerConfig},
     health::Health,
     listener,
-    machine::{self, KvMachine},
+    machine::{self, Cues, KvMachine},
     members::Roster,
     service::{Limits, Service},
+    status::{Failure, Refusal},
 };
 
 /// How long to wait before something that failed at once is tried again.
@@ -71,6 +68,7 @@ pub struct RunningServer {
     stop: watch::Sender<bool>,
     listeners: JoinSet<()>,
     companions: JoinSet<()>,
+    cues: Arc<Cues>,
 }
 
 impl Server {
@@ -83,7 +81,7 @@ impl Server {
     ///
     /// When a setting is wrong, or something that the server needs is not to be had.
     pub async fn start(config: ServerConfig) -> Result<RunningServer, StartError> {
-        let Checked { roster, listen_clients, listen_peers, peer_addresses } = config.check()?;
+        let Checked { roster, listen_clients, listen_peers, advertised, birth } = config.check()?;
         let roster = Arc::new(roster);
         let data_dir = config.data_dir.join("member");
         let make_dir = tokio::fs::create_dir_all(&data_dir);
@@ -91,31 +89,45 @@ impl Server {
         let listeners = listen(&listen_clients).await?;
 
         let store = open_store(data_dir.join("store")).await?;
-        let asked = Arc::new(Notify::new());
+        let cues = Arc::new(Cues::default());
         let machine = KvMachine {
             store: Arc::clone(&store),
             roster: Arc::clone(&roster),
-            asked: Arc::clone(&asked),
+            cues: Arc::clone(&cues),
         };
-        let voters = roster.members.iter().map(|member| member.node.get()).zip(peer_addresses);
-        let raft = Raft::builder(roster.me.node.get(), machine)
+        let builder = match birth {
+            Birth::Founder { me, voters } => Raft::builder(me, machine).bootstrap(voters),
+            Birth::Joiner { others } => {
+                tracing::debug!(?others, advertised, "asked to join");
+                let why = "a server cannot join a running cluster yet: use new, with all members";
+                return Err(ConfigError::new("initial-cluster-state", why).into());
+            }
+        };
+        let raft = builder
             .data_dir(data_dir.join("raft"))
             .listen(listen_peers)
-            .bootstrap(voters)
             .cluster_token(config.initial_cluster_token.clone())
             .request_timeout(config.request_timeout())
             .log_options(LogOptions {
                 segment_bytes: config.log_segment_bytes,
                 ..LogOptions::default()
             })
+            .priority(config.priority)
+            .lease_reads(config.lease_reads_drift_ppm)
             .tune(|tuned| {
                 tuned.heartbeat_interval = config.heartbeat_interval;
                 tuned.election_timeout = config.election_timeout;
+                tuned.log_keep_bytes = config.log_keep_bytes;
+                tuned.log_bytes_max = config.log_bytes_max;
             })
             .start()
             .await
             .map_err(StartError::Raft)?;
-        Ok(RunningServer::assemble(&config, raft, store, roster, listeners, asked))
+        roster.set_node(raft.identity().id);
+        if let Ok(status) = raft.status().await {
+            roster.follow(&status.membership);
+        }
+        Ok(RunningServer::assemble(&config, raft, store, roster, listeners, cues))
     }
 }
 
@@ -148,7 +160,7 @@ impl RunningServer {
         store: Arc<Store>,
         roster: Arc<Roster>,
         sockets: Vec<TcpListener>,
-        asked: Arc<Notify>,
+        cues: Arc<Cues>,
     ) -> Self {
         let (set_ready, is_ready) = watch::channel(false);
         let (set_serving, can_serve) = watch::channel(false);
@@ -162,9 +174,14 @@ impl RunningServer {
             request_bytes_max: config.max_request_bytes,
             txn_ops_max: config.max_txn_ops,
             request_timeout: config.request_timeout(),
+            read_mode: match config.lease_reads_drift_ppm {
+                0 => ReadMode::ReadIndex,
+                _ => ReadMode::Lease,
+            },
         };
         let health = Health::new(can_serve);
-        let service = Arc::new(Service::new(raft.clone(), store, roster, limits, health));
+        let service = Arc::new(Service::new(raft, store, roster, limits, health));
+        let raft = &service.raft;
 
         let mut listeners = JoinSet::new();
         for socket in sockets {
@@ -175,9 +192,10 @@ impl RunningServer {
         let mut companions = JoinSet::new();
         companions.spawn(become_ready(raft.clone(), set_ready));
         companions.spawn(follow_health(raft.clone(), is_ready.clone(), set_serving));
-        let me = service.roster.me.id;
-        companions.spawn(announce(raft, me, client_urls, asked));
-        Self { service, client_addresses, is_ready, stop, listeners, companions }
+        companions.spawn(count_leaders(Arc::clone(&service)));
+        companions.spawn(announce(Arc::clone(&service), client_urls, Arc::clone(&cues)));
+        companions.spawn(publish(Arc::clone(&service), is_ready.clone()));
+        Self { service, client_addresses, is_ready, stop, listeners, companions, cues }
     }
 
     /// Waits until this server can serve: it knows a leader, and has applied what was committed
@@ -193,6 +211,7 @@ impl RunningServer {
         tokio::select! {
             fault = self.service.raft.stopped() => ServerFault::Raft(fault),
             fatal = store_failed(&self.service.store) => ServerFault::Store(fatal),
+            () = removed(&self.service, &self.cues) => ServerFault::Removed,
         }
     }
 
@@ -243,6 +262,12 @@ pub enum ServerFault {
     /// Its store failed: most often a disk that did not write out what it was given.
     #[error("the store has failed; check the disk and start this server anew")]
     Store(#[source] kontiki_store::Fatal),
+    /// It was removed from the cluster.
+    #[error(
+        "this server was removed from its cluster and serves no more; its data directory is of \
+         no use to any other server"
+    )]
+    Removed,
 }
 
 /// What a server that is being stopped had suffered before.
@@ -303,20 +328,60 @@ async fn follow_health(
     }
 }
 
-/// Tells the others where clients reach this server: at the start, when it asks the same of
-/// them, and whenever one of them asks.
-async fn announce(raft: Raft<KvMachine>, me: u64, client_urls: Vec<String>, asked: Arc<Notify>) {
+/// Counts the leaders that this server comes to know, for the metrics.
+async fn count_leaders(service: Arc<Service>) {
+    let mut soft_state = service.raft.watch();
+    let mut last = None;
+    loop {
+        let leader = soft_state.borrow_and_update().leader;
+        if leader != last && leader.is_some() {
+            service.meters.leader_seen();
+        }
+        last = leader;
+        if soft_state.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells the others where clients reach this server: at the start and after a snapshot, when it
+/// asks the same of them, and whenever one of them asks.
+async fn announce(service: Arc<Service>, client_urls: Vec<String>, cues: Arc<Cues>) {
     let mut is_question = true;
     loop {
-        let command = machine::announcement(me, client_urls.clone(), is_question);
-        match raft.propose(command).await {
+        let (id, name) = (service.roster.me().id, service.roster.own_name());
+        let command = machine::announcement(id, name, client_urls.clone(), is_question);
+        match service.raft.propose(command).await {
             Ok(_) => {
-                is_question = false;
-                asked.notified().await;
+                is_question = tokio::select! {
+                    () = cues.asked.notified() => false,
+                    () = cues.restored.notified() => true,
+                };
             }
             Err(kontiki::ProposeError::Stopped(_)) => return,
             Err(_) => time::sleep(RETRY_INTERVAL).await,
         }
+    }
+}
+
+/// Sees to it that the log knows who this server is, and the leader that it knows of all others.
+async fn publish(service: Arc<Service>, mut is_ready: watch::Receiver<bool>) {
+    if is_ready.wait_for(|is_ready| *is_ready).await.is_err() {
+        return;
+    }
+    while let Err(Failure(status)) = cluster::publish(&service).await {
+        if service.roster.is_removed() || status.message() == Refusal::Stopped.message() {
+            return;
+        }
+        tracing::debug!(error = status.message(), "cannot write down who the members are yet");
+        time::sleep(RETRY_INTERVAL).await;
+    }
+}
+
+/// Waits until this server is a member no more.
+async fn removed(service: &Service, cues: &Cues) {
+    while !service.roster.is_removed() {
+        cues.removed.notified().await;
     }
 }
 

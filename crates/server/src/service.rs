@@ -6,18 +6,20 @@ use crate::{
     cluster,
     grpc::{self, Received, Request, Response},
     health::Health,
-    kv,
+    http, kv,
     machine::KvMachine,
     maintenance,
     members::Roster,
+    metrics::Meters,
     proto::etcdserverpb as pb,
     status::{self, Failure, Refusal},
 };
-use kontiki::{Raft, SoftState};
+use ::http::{HeaderMap, header::CONTENT_TYPE, uri::PathAndQuery};
+use kontiki::{Raft, ReadMode, SoftState};
 use kontiki_store::Store;
 use prost::Message;
 use tokio::sync::{Semaphore, watch};
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// All services and methods of the API, sorted: `(service, [method, …])`.
 const API: &[(&str, &[&str])] = include!(concat!(env!("OUT_DIR"), "/services.rs"));
@@ -35,6 +37,8 @@ pub(crate) struct Limits {
     pub(crate) request_bytes_max: usize,
     pub(crate) txn_ops_max: usize,
     pub(crate) request_timeout: Duration,
+    /// How it is shown that a read is current.
+    pub(crate) read_mode: ReadMode,
 }
 
 /// One server, as its services see it.
@@ -45,13 +49,14 @@ pub(crate) struct Service {
     pub(crate) roster: Arc<Roster>,
     pub(crate) limits: Limits,
     pub(crate) health: Health,
+    pub(crate) meters: Meters,
     /// A read that waits for a place costs no more than its request.
     large_reads: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Service").field("member", &self.roster.me).finish_non_exhaustive()
+        f.debug_struct("Service").field("member", &self.roster.me()).finish_non_exhaustive()
     }
 }
 
@@ -65,7 +70,17 @@ impl Service {
     ) -> Self {
         let large_reads = Arc::new(Semaphore::new(LARGE_READS_MAX));
         let soft_state = raft.watch();
-        Self { raft, soft_state, store, roster, limits, health, large_reads }
+        let meters = Meters::new(API);
+        Self { raft, soft_state, store, roster, limits, health, meters, large_reads }
+    }
+
+    /// Returns when what is read from the store is linearizable.
+    pub(crate) async fn read_barrier(&self) -> Result<(), Failure> {
+        let barrier = self.raft.read_barrier_with(self.limits.read_mode).await;
+        barrier.map(drop).map_err(|error| {
+            self.meters.read_failed();
+            error.into()
+        })
     }
 
     /// Role, term and leader, as this server knows them.
@@ -75,12 +90,9 @@ impl Service {
 
     /// The header of an answer.
     pub(crate) fn header(&self, revision: i64) -> pb::ResponseHeader {
-        pb::ResponseHeader {
-            cluster_id: self.roster.cluster_id,
-            member_id: self.roster.me.id,
-            revision,
-            raft_term: self.soft_state().term.get(),
-        }
+        let (cluster_id, member_id) = self.roster.ids();
+        let raft_term = self.soft_state().term.get();
+        pb::ResponseHeader { cluster_id, member_id, revision, raft_term }
     }
 
     /// Runs a read that takes its time beside the network thread, which has heartbeats to send.
@@ -97,19 +109,31 @@ impl Service {
 
 /// Answers one call.
 pub(crate) async fn answer(service: &Arc<Service>, call: Request) -> Response {
-    let is_grpc = call.headers().get(http::header::CONTENT_TYPE);
+    let is_grpc = call.headers().get(CONTENT_TYPE);
     if !is_grpc.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
-        return grpc::not_grpc(http::StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        return http::answer(service, call).await;
     }
+    let path = call.uri().path_and_query().cloned();
+    let path = path.as_ref().map_or("", PathAndQuery::path);
+    service.meters.call_started(path);
     let answer = match check_metadata(service, call.headers()) {
         Ok(()) => dispatch(service, call).await,
         Err(failure) => Err(failure),
     };
-    answer.unwrap_or_else(|Failure(status)| grpc::refuse(&status))
+    match answer {
+        Ok(answer) => {
+            service.meters.call_handled(path, Code::Ok);
+            answer
+        }
+        Err(Failure(status)) => {
+            service.meters.call_handled(path, status.code());
+            grpc::refuse(&status)
+        }
+    }
 }
 
 /// What etcd's clients can ask for beside the request itself.
-fn check_metadata(service: &Service, headers: &http::HeaderMap) -> Result<(), Failure> {
+fn check_metadata(service: &Service, headers: &HeaderMap) -> Result<(), Failure> {
     if let Some(version) = headers.get("client-api-version")
         && str::from_utf8(version.as_bytes()).is_err()
     {
@@ -128,20 +152,36 @@ async fn dispatch(service: &Arc<Service>, call: Request) -> Result<Response, Fai
             $method(service, receive(service, call).await?).await.map(|answer| grpc::reply(&answer))
         };
     }
+    if service.roster.is_learner() && !is_for_learners(call.uri().path()) {
+        return Err(Refusal::NotForLearners.into());
+    }
     match call.uri().path() {
         "/etcdserverpb.KV/Range" => kv::range(service, receive(service, call).await?).await,
         "/etcdserverpb.KV/Put" => unary!(kv::put),
         "/etcdserverpb.KV/DeleteRange" => unary!(kv::delete_range),
         "/etcdserverpb.KV/Txn" => kv::txn(service, receive(service, call).await?).await,
         "/etcdserverpb.KV/Compact" => unary!(kv::compact),
+        "/etcdserverpb.Cluster/MemberAdd" => unary!(cluster::member_add),
         "/etcdserverpb.Cluster/MemberList" => unary!(cluster::member_list),
+        "/etcdserverpb.Cluster/MemberPromote" => unary!(cluster::member_promote),
+        "/etcdserverpb.Cluster/MemberRemove" => unary!(cluster::member_remove),
+        "/etcdserverpb.Cluster/MemberUpdate" => unary!(cluster::member_update),
+        "/kontikipb.Cluster/MemberReplace" => unary!(cluster::member_replace),
         "/etcdserverpb.Maintenance/Alarm" => unary!(maintenance::alarm),
+        "/etcdserverpb.Maintenance/MoveLeader" => unary!(maintenance::move_leader),
         "/etcdserverpb.Maintenance/Status" => unary!(maintenance::status),
         path if path.starts_with("/grpc.health.v1.Health/") => {
             Ok(service.health.answer(call).await)
         }
         path => Err(not_there(path).into()),
     }
+}
+
+/// What a learner answers: how it is, and reads that need nobody else. Whether a range is one of
+/// them is known when it has been read.
+fn is_for_learners(path: &str) -> bool {
+    matches!(path, "/etcdserverpb.KV/Range" | "/etcdserverpb.Maintenance/Status")
+        || path.starts_with("/grpc.health.v1.Health/")
 }
 
 async fn receive<M: Message + Default>(
@@ -182,7 +222,7 @@ mod tests {
         ];
         for (path, message) in cases {
             let status = not_there(path);
-            assert_eq!((status.code(), status.message()), (tonic::Code::Unimplemented, message));
+            assert_eq!((status.code(), status.message()), (Code::Unimplemented, message));
         }
     }
 

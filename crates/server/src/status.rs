@@ -4,7 +4,7 @@
 //! be etcd's, byte for byte. A kind that this server does not raise yet is here all the same:
 //! the table is a fact about the API, not about this server.
 
-use kontiki::{ProposeError, ReadError, Rejection};
+use kontiki::{ChangeError, ProposeError, ReadError, Rejection, TransferError};
 use kontiki_store::{RequestError, StoreError};
 use tonic::{Code, Status};
 
@@ -207,9 +207,46 @@ fn of_rejection(rejection: &Rejection) -> Refusal {
         | Rejection::MembershipInProgress { .. }
         | Rejection::MembershipChanged { .. }
         | Rejection::InvalidChange(_)
-        | Rejection::NoSpace
         | Rejection::NoQuorum => Refusal::TimedOut,
+        Rejection::NoSpace => Refusal::NoSpace,
     }
+}
+
+/// Why the members are as they were.
+pub(crate) fn of_change(error: ProposeError) -> Failure {
+    let refusal = match error {
+        ProposeError::Rejected(Rejection::InvalidChange(why)) => match why {
+            ChangeError::NoSuchMember(_) => Refusal::MemberNotFound,
+            ChangeError::NotALearner(_) | ChangeError::NotAVoter(_) => Refusal::MemberNotLearner,
+            ChangeError::NotCaughtUp(_) => Refusal::LearnerNotReady,
+            ChangeError::NoVoters => Refusal::NotEnoughStartedMembers,
+            ChangeError::AddressInUse(_) => Refusal::PeerUrlsExist,
+            // etcd has no words for these.
+            other @ (ChangeError::Empty | ChangeError::TooManyVoters { .. }) => {
+                return Failure(Status::failed_precondition(format!("etcdserver: {other}")));
+            }
+        },
+        // The voters that would remain cannot be reached: the cluster would stand still.
+        ProposeError::Rejected(Rejection::NoQuorum) => Refusal::Unhealthy,
+        other => return other.into(),
+    };
+    refusal.into()
+}
+
+/// Why the leader leads on.
+pub(crate) fn of_transfer(error: &TransferError) -> Failure {
+    match error {
+        TransferError::NotLeader { .. } => Refusal::NotLeader,
+        TransferError::Stopped(_) => Refusal::Stopped,
+        _ => Refusal::TimedOut,
+    }
+    .into()
+}
+
+/// Says that a member can have one peer URL only. etcd takes several.
+pub(crate) fn one_peer_url() -> Status {
+    let text = "more than one for a member is not supported yet";
+    Status::invalid_argument(format!("{}: {text}", Refusal::InvalidMemberUrls.message()))
 }
 
 /// Says that a method is part of the API and not of this server yet.

@@ -52,7 +52,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME=URL,…", default_value = "", hide_default_value = true)]
     initial_cluster: String,
 
-    /// Whether the cluster is new or existing
+    /// new, or existing for a server that was added to a running cluster
     #[arg(long, value_name = "STATE", default_value = "new")]
     initial_cluster_state: String,
 
@@ -83,6 +83,22 @@ pub(crate) struct ServeArgs {
     /// Length of a file of the Raft log; two more are kept ready
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     log_segment_bytes: u64,
+
+    /// Bytes of the log that are kept for servers that were away
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
+    log_keep_bytes: u64,
+
+    /// Bytes of log beyond which a server that needs it gets a snapshot instead
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
+    log_bytes_max: u64,
+
+    /// Who should lead if all else is equal: the highest
+    #[arg(long, value_name = "0-255", default_value_t = 0)]
+    priority: u8,
+
+    /// Serve reads under a lease, if clocks drift apart by less than so many millionths; 0 is off
+    #[arg(long, value_name = "PPM", default_value_t = 0)]
+    experimental_lease_reads_drift_ppm: u32,
 
     /// What to log on stderr
     #[arg(long, value_enum, value_name = "LEVEL", default_value = "info")]
@@ -142,6 +158,10 @@ impl ServeArgs {
             max_txn_ops: self.max_txn_ops,
             max_concurrent_streams: self.max_concurrent_streams,
             log_segment_bytes: self.log_segment_bytes,
+            log_keep_bytes: self.log_keep_bytes,
+            log_bytes_max: self.log_bytes_max,
+            priority: self.priority,
+            lease_reads_drift_ppm: self.experimental_lease_reads_drift_ppm,
         }
     }
 

@@ -9,12 +9,15 @@ use prost::{
     encoding::{DecodeContext, WireType},
 };
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     client::Grpc,
     metadata::AsciiMetadataValue,
     transport::{Channel, Endpoint},
 };
 use tonic_prost::ProstCodec;
+
+/// Code and text of a refusal.
+pub(crate) type Refused = (Code, String);
 
 /// A connection to one server.
 pub(crate) struct Client {
@@ -63,6 +66,16 @@ impl Client {
         let path = path.parse().expect("a path");
         let answer = self.grpc.unary(request, path, ProstCodec::default()).await;
         answer.map(tonic::Response::into_inner)
+    }
+
+    /// One unary call of `Service/Method`, and the code and text of its refusal.
+    pub(crate) async fn ask<Q, A>(&mut self, method: &str, request: Q) -> Result<A, Refused>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let answer = self.call(&format!("/etcdserverpb.{method}"), request).await;
+        answer.map_err(|status| (status.code(), status.message().to_owned()))
     }
 
     pub(crate) async fn range(
