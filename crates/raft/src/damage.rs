@@ -7,11 +7,13 @@
 //!
 //! So it neither votes nor stands. It follows, takes entries and snapshots, and says that it is
 //! damaged under a number drawn at random in each life. Its leader starts anew with it, and
-//! counts it for nothing until a quorum *without any damaged node* has answered a round that
-//! began after the leader had heard of the damage. Of such a quorum nobody had voted for a later
-//! leader before, and whatever the damaged node had helped to commit earlier is in the log of
-//! this one (Leader Completeness). Once it holds that log up to where it ended then, durably, it
-//! has lost nothing that counts. It spends its vote of the term on the leader, and is whole.
+//! counts it for nothing until *all voters that are not damaged*, and with them a quorum, have
+//! answered a round that began after the leader had heard of the damage. Whatever the damaged
+//! node had helped to commit earlier is in the log of that leader (Leader Completeness). And
+//! nobody is a candidate of a later term, so a vote that was given in one and is forgotten helps
+//! nobody: a quorum alone could not tell, for the candidate may be outside of it. Once the node
+//! holds the log up to where it ended then, durably, it has lost nothing that counts. It spends
+//! its vote of the term on the leader, and is whole.
 
 use std::ops::RangeInclusive;
 
@@ -143,10 +145,16 @@ impl RaftCore {
             None if voter == id => Round(u64::MAX),
             Some(_) | None => Round::default(),
         });
+        let slowest = leading
+            .progress
+            .iter()
+            .filter(|&(&voter, progress)| membership.is_voter(voter) && progress.ailing.is_none())
+            .map(|(_, progress)| progress.acked_round)
+            .fold(healthy, Round::min);
         for progress in leading.progress.values_mut() {
             if let Some(ailing) = &mut progress.ailing
                 && ailing.upto.is_none()
-                && ailing.heard_at < healthy
+                && ailing.heard_at < slowest
             {
                 ailing.upto = Some(last);
             }
