@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use kontiki_raft::{Apply, Bytes, Entry, EntryId, Index, Membership, Payload, SnapshotMeta};
+use kontiki_raft::{Apply, Bytes, Entry, EntryId, Index, Membership, Payload, SnapshotMeta, Term};
 use tokio::sync::{OwnedSemaphorePermit, mpsc::UnboundedSender};
 
 use crate::{
@@ -353,6 +353,10 @@ where
         let Some(SnapshotEnd { writer, .. }) = &parts.snapshots else {
             return self.tell(ApplyEvent::NotFrozen(io::ErrorKind::Unsupported.into()));
         };
+        if parts.applied.term == Term(0) {
+            let error = io::Error::other("it is not known which entry was applied last");
+            return self.tell(ApplyEvent::NotFrozen(error));
+        }
         let state = match parts.machine.snapshot() {
             Ok(state) => state,
             Err(error) => return self.tell(ApplyEvent::NotFrozen(error)),

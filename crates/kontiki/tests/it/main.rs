@@ -14,4 +14,5 @@ mod replica;
 mod sessions;
 mod snapshots;
 mod swapped;
+mod trouble;
 mod world;
