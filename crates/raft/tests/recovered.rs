@@ -56,6 +56,7 @@ fn a_log_that_misses_acknowledged_entries_is_refused() {
     assert!(matches!(error, RestoreError::CommitBeyondLog { .. }), "{error}");
 }
 
+/// Pitfall D10: what lies between the state machine and the start of the log is never skipped.
 #[test]
 fn a_log_that_starts_after_the_state_machine_is_refused() {
     let recovered = Recovered {

@@ -72,14 +72,6 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         )],
     },
     Mutant {
-        name: "count a vote of another election (pitfall B11)",
-        file: "crates/raft/src/election.rs",
-        patches: &[(
-            "if election.kind != reply.kind || election.for_term != reply.for_term {\n            return;",
-            "if false {\n            return;",
-        )],
-    },
-    Mutant {
         name: "count one's own vote before it is durable (thesis §3.8)",
         file: "crates/raft/src/election.rs",
         patches: &[(
@@ -99,8 +91,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "stand before loyalty has ended (pitfall B12)",
         file: "crates/raft/src/election.rs",
         patches: &[(
-            "self.election_deadline = self.now + timeout + self.random_delay(",
-            "self.election_deadline = self.now + self.random_delay(",
+            "self.now + timeout + self.deference() + self.random_delay(self.patience(timeout));",
+            "self.now + self.random_delay(self.patience(timeout));",
         )],
     },
     Mutant {

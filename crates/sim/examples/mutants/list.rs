@@ -7,6 +7,8 @@ mod core;
 mod log;
 #[path = "members.rs"]
 mod members;
+#[path = "recovery.rs"]
+mod recovery;
 
 /// A change of one source file that breaks one rule.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +23,7 @@ pub(crate) struct Mutant {
 
 /// All of them.
 pub(crate) fn all() -> impl Iterator<Item = &'static Mutant> {
-    [core::MUTANTS, members::MUTANTS, log::MUTANTS].into_iter().flatten()
+    [core::MUTANTS, members::MUTANTS, recovery::MUTANTS, log::MUTANTS].into_iter().flatten()
 }
 
 impl Mutant {

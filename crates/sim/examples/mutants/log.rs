@@ -74,11 +74,6 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         )],
     },
     Mutant {
-        name: "read a record that stands where another belongs (misdirected write)",
-        file: "crates/disk/src/scan.rs",
-        patches: &[("if header.spec.seq != self.seq + 1 {", "if header.spec.seq <= self.seq {")],
-    },
-    Mutant {
         name: "do not wipe what a torn write left (etcd #22442)",
         file: "crates/log/src/recover.rs",
         patches: &[(
