@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -33,6 +33,8 @@ struct Shared {
     segment_bytes: u64,
     wanted: usize,
     next_name: AtomicU64,
+    /// The last attempt to make one found the disk full.
+    is_full: AtomicBool,
     /// Ready to be used: durable zeros of the usual length. Not held during I/O.
     ready: Mutex<Vec<Spare>>,
 }
@@ -112,6 +114,7 @@ impl SparePool {
             segment_bytes,
             wanted,
             next_name: AtomicU64::new(next_name),
+            is_full: AtomicBool::new(false),
             ready: Mutex::new(ready),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -133,12 +136,19 @@ impl SparePool {
 
     /// A spare of at least `bytes`: one that is ready, or one made on the spot.
     ///
+    /// When the disk is full the last one that is ready is a reserve: it is given only to those
+    /// who say so.
+    ///
     /// # Errors
     ///
-    /// [`DiskError::NoSpace`] if none is ready and the disk is full. Nothing was written.
-    pub fn take(&self, bytes: u64) -> Result<Spare, DiskError> {
+    /// [`DiskError::NoSpace`] if none is to be had and the disk is full. Nothing was written.
+    pub fn take(&self, bytes: u64, may_take_reserve: bool) -> Result<Spare, DiskError> {
         if self.shared.segment_bytes < bytes {
             return self.make(bytes);
+        }
+        let is_full = self.shared.is_full.load(Ordering::Relaxed);
+        if is_full && !may_take_reserve && self.ready().len() <= 1 {
+            return self.make(self.shared.segment_bytes); // there may be room again
         }
         let ready = self.ready().pop();
         ready.map_or_else(|| self.make(self.shared.segment_bytes), Ok)
@@ -148,6 +158,8 @@ impl SparePool {
         let number = self.shared.next_name.fetch_add(1, Ordering::Relaxed);
         let path = self.shared.dir.join(format!("{PREFIX}{number}"));
         let made = self.write_zeros(&path, bytes);
+        let is_full = matches!(made, Err(DiskError::NoSpace { .. }));
+        self.shared.is_full.store(is_full, Ordering::Relaxed);
         if made.is_err() {
             // Half a spare on a full disk is in the way. If it cannot be removed either, then
             // the next start does it, and the error that counts is the first one.

@@ -82,6 +82,13 @@ pub enum LogError {
         path: PathBuf,
     },
 
+    /// There is no data directory here.
+    #[error("{} is missing, so this is nobody's data directory", path.display())]
+    NoIdentity {
+        /// The identity file.
+        path: PathBuf,
+    },
+
     /// The data directory belongs to another server or another cluster.
     #[error(
         "{} is the data directory of {found}, this server was started as {asked}; give it its \

@@ -63,10 +63,9 @@ pub(crate) fn read(
     request: &IdentityRequest,
 ) -> Result<Option<Identity>, LogError> {
     let Some(identity) = Identity::of_dir(disk, dir)? else { return Ok(None) };
-    let file = file(dir);
     if (identity.cluster, identity.node) != (request.cluster, request.node) {
         return Err(LogError::WrongIdentity {
-            path: file.path().to_owned(),
+            path: file(dir).path().to_owned(),
             found: name(identity.node, identity.cluster),
             asked: name(request.node, request.cluster),
         });
@@ -90,8 +89,13 @@ pub(crate) fn write(
         store: request.new_store,
         genesis: request.genesis.clone(),
     };
-    file(dir).replace(disk, &encode(&identity))?;
+    replace(disk, dir, &identity)?;
     Ok(identity)
+}
+
+/// Makes the directory that of another cluster.
+pub(crate) fn replace(disk: &dyn Disk, dir: &Path, identity: &Identity) -> Result<(), LogError> {
+    Ok(file(dir).replace(disk, &encode(identity))?)
 }
 
 /// Removes the first segment that an interrupted start left without an identity. Anything more

@@ -46,6 +46,7 @@ mod codec;
 mod damage;
 mod entries;
 mod error;
+mod force;
 mod identity;
 mod log;
 mod peers;
@@ -59,6 +60,7 @@ mod survey;
 
 pub use codec::{decode_membership, encode_membership};
 pub use error::LogError;
+pub use force::{ForceReport, ForceRequest, force_single_member};
 pub use identity::{Identity, IdentityRequest};
 pub use log::{Log, LogOptions, OnDamage, Opened, SpareMaker};
 pub use peers::{KnownPeers, PeerError, StoreChanged};

@@ -15,8 +15,8 @@ use std::{
 };
 
 use kontiki_disk::{
-    Disk, DiskLock, FRAME_ALIGN, FrameSpec, SEGMENT_HEADER_BYTES, SegmentHeader, SparePool, Tail,
-    encode_frame,
+    Disk, DiskLock, FRAME_ALIGN, FrameSpec, SEGMENT_HEADER_BYTES, SegmentHeader, Spare, SparePool,
+    Tail, encode_frame,
 };
 use kontiki_raft::{EntryId, HardState, Index, Recovered, StoreId, WriteBatch};
 
@@ -134,18 +134,29 @@ impl Log {
         identity: &IdentityRequest,
         options: LogOptions,
     ) -> Result<(Self, Opened), LogError> {
-        let LogOptions { segment_bytes, spares, seed, on_damage } = options;
+        disk.create_dir_all(dir).map_err(LogError::io("create", dir))?;
+        let lock = lock(&*disk, dir)?;
+        let known = identity::read(&*disk, dir, identity)?;
+        Self::open_locked(disk, dir, lock, known, identity, &options)
+    }
+
+    /// Opens the log of whoever the directory belongs to; of the requester if it is new.
+    pub(crate) fn open_locked(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        lock: Box<dyn DiskLock>,
+        known: Option<Identity>,
+        identity: &IdentityRequest,
+        options: &LogOptions,
+    ) -> Result<(Self, Opened), LogError> {
+        let &LogOptions { segment_bytes, spares, seed, on_damage } = options;
         assert!(
             (5 << 10..=2 << 30).contains(&segment_bytes),
             "segments of {segment_bytes} bytes are too short or too long"
         );
         let segment_bytes = segment_bytes - segment_bytes % FRAME_ALIGN as u64;
-        disk.create_dir_all(dir).map_err(LogError::io("create", dir))?;
-        let lock = lock(&*disk, dir)?;
         let segments_dir = dir.join("wal");
         disk.create_dir_all(&segments_dir).map_err(LogError::io("create", &segments_dir))?;
-
-        let known = identity::read(&*disk, dir, identity)?;
         let is_new = known.is_none();
         if is_new {
             identity::remove_unfinished(&*disk, dir, &segments_dir)?;
@@ -156,7 +167,7 @@ impl Log {
             // The segment first: an identity without a segment would be a lost log.
             let start = SegmentStart { last: EntryId::ZERO, hard_state: HardState::default() };
             let place = Place { disk: &*disk, dir: &segments_dir, store, seed };
-            place.make_segment(&spares, 1, 0, (0, 0), start)?;
+            place.make_segment(spares.take(0, true)?, 1, (0, 0), start)?;
         }
         let identity = match known {
             Some(known) => {
@@ -209,7 +220,8 @@ impl Log {
     /// # Errors
     ///
     /// [`LogError::NoSpace`] and [`LogError::TooLarge`] before anything is written: the log is
-    /// as it was. After any other error the log takes no more writes.
+    /// as it was, and the same batches can be written when there is room. After any other error
+    /// the log takes no more writes.
     ///
     /// # Panics
     ///
@@ -354,7 +366,7 @@ impl Log {
         let len = bytes.next_multiple_of(FRAME_ALIGN) as u64;
         let mut spec = *spec;
         if self.current_bytes - self.tail.offset < len + SEAL_BYTES {
-            self.roll(len)?;
+            self.roll(len, spec.kind != record::ENTRIES)?;
             spec.seq = self.tail.seq + 1;
         }
         let offset = self.tail.offset;
@@ -375,14 +387,21 @@ impl Log {
     ///
     /// The new segment has its name before the old one is sealed. So a seal proves that there
     /// was a next segment, and one that is lost is missed.
-    fn roll(&mut self, record_bytes: u64) -> Result<(), LogError> {
+    ///
+    /// On a full disk the last spare is kept for what must not wait for space: terms and votes,
+    /// and the purges and resets that make room.
+    fn roll(&mut self, record_bytes: u64, may_take_reserve: bool) -> Result<(), LogError> {
         let number = self.current.number.checked_add(1).expect("segments enough for 10^17 bytes");
         let last = self.entries().last();
         let seal = Seal::new(&self.tail, self.current.salt, self.hard_state, last.index.next());
         let start = SegmentStart { last, hard_state: self.hard_state };
         let bytes = SEGMENT_HEADER_BYTES + record_bytes + SEAL_BYTES;
         let place = Place { disk: &*self.disk, dir: &self.dir, store: self.store, seed: self.seed };
-        let made = place.make_segment(&self.spares, number, bytes, (seal.seq, seal.crc), start);
+        let made = self
+            .spares
+            .take(bytes, may_take_reserve)
+            .map_err(LogError::from)
+            .and_then(|spare| place.make_segment(spare, number, (seal.seq, seal.crc), start));
         let (segment, bytes) = match made {
             Err(error @ LogError::NoSpace { .. }) => return Err(error), // nothing has happened
             made => self.or_poison(made)?,
@@ -470,13 +489,11 @@ struct Place<'a> {
 impl Place<'_> {
     fn make_segment(
         &self,
-        spares: &SparePool,
+        spare: Spare,
         number: u32,
-        bytes: u64,
         (prev_frame_seq, prev_frame_crc): (u64, u32),
         start: SegmentStart,
     ) -> Result<(Arc<Segment>, u64), LogError> {
-        let spare = spares.take(bytes)?;
         let header = SegmentHeader {
             magic: MAGIC,
             salt: segment::salt(self.seed, self.store, number),
@@ -504,13 +521,15 @@ impl SpareMaker {
     ///
     /// # Errors
     ///
-    /// [`LogError::NoSpace`] if the disk is full: the log goes on as long as the spares last.
+    /// [`LogError::NoSpace`] if the disk is full. This is the moment to take no more proposals:
+    /// the log goes on with the spares that are left, and keeps the last one for terms and
+    /// votes, for purges and for resets. It is over when this succeeds again.
     pub fn fill(&self) -> Result<bool, LogError> {
         Ok(self.pool.fill()?)
     }
 }
 
-fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DiskLock>, LogError> {
+pub(crate) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DiskLock>, LogError> {
     let path = dir.join("LOCK");
     match disk.lock(&path) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(LogError::Locked { path }),

@@ -3,7 +3,7 @@
 //!
 //! Layout: `docs/log-format.md`, "peers".
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
 use kontiki_disk::{ByteReader, Disk, SmallFile};
 use kontiki_raft::{NodeId, StoreId};
@@ -93,6 +93,16 @@ impl KnownPeers {
     pub fn store(&self, node: NodeId) -> Option<StoreId> {
         self.stores.get(&node).copied()
     }
+}
+
+/// Forgets all peers, durably.
+pub(crate) fn forget(disk: &dyn Disk, dir: &Path) -> Result<(), LogError> {
+    let path = dir.join("peers");
+    match disk.remove(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => result.map_err(LogError::io("remove", &path))?,
+    }
+    disk.sync_dir(dir).map_err(LogError::io("sync", dir))
 }
 
 fn encode(stores: &BTreeMap<NodeId, StoreId>) -> Vec<u8> {

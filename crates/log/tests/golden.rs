@@ -175,15 +175,7 @@ fn open(dir: &Path) -> Log {
 /// Writes a log with a record of every kind. Returns its first two segments, which are gone.
 fn write(dir: &Path) -> [Vec<u8>; 2] {
     let membership = Membership::of_voters([(NodeId(1), "n1:1")]);
-    let request = IdentityRequest {
-        cluster: 0xC1,
-        node: NodeId(1),
-        genesis: membership.clone(),
-        new_store: StoreId(0x5701),
-    };
-    let options =
-        LogOptions { segment_bytes: 8 << 10, spares: 0, seed: 7, ..LogOptions::default() };
-    let (mut log, _) = Log::open(Arc::new(RealDisk), dir, &request, options).expect("a new log");
+    let mut log = open(dir);
     let hard_state = |term, vote, commit| {
         Some(HardState { term: Term(term), voted_for: Some(NodeId(vote)), commit: Index(commit) })
     };

@@ -10,7 +10,8 @@ use kontiki_raft::{Entry, EntryId, Payload};
 use kontiki_sim::disk::SimDisk;
 
 use crate::{
-    model::{DIR, Model, open, options, request},
+    model::{DIR, Model, options, request},
+    open,
     writes::{batch, command, membership, vote},
 };
 

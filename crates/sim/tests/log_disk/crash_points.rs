@@ -8,7 +8,8 @@ use kontiki_raft::{EntryId, Index, WriteBatch};
 use kontiki_sim::disk::{Fault, SimDisk};
 
 use crate::{
-    model::{Expected, Model, open},
+    model::{Expected, Model},
+    open,
     writes::{batch, command, membership, reset, vote},
 };
 

@@ -5,12 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use kontiki_log::{IdentityRequest, KnownPeers, Log, LogError};
+use kontiki_log::{IdentityRequest, KnownPeers, Log, LogError, LogOptions};
 use kontiki_raft::{EntryId, Index, NodeId, StoreId, WriteBatch};
 use kontiki_sim::disk::{Fault, SimDisk};
 
 use crate::{
-    model::{DIR, Model, open, options, request},
+    model::{DIR, Model, options, request},
+    open,
     writes::{batch, command, vote},
 };
 
@@ -416,4 +417,42 @@ fn a_full_disk_refuses_before_anything_is_written() {
     let found = reopen(&disk);
     assert_eq!(found.last(), EntryId::new(10, 1));
     assert!(found.entries[..9] == model.entries);
+}
+
+/// Row 9 of the table of disk faults. The last spare of a full disk is a reserve: entries do
+/// not get it, a vote does, and so does the purge that makes room. The same batch that was
+/// refused is written when there is room.
+#[test]
+fn the_last_spare_of_a_full_disk_is_for_votes_and_purges() {
+    let full = || {
+        let (disk, log, model) = nine_entries();
+        while log.spares().fill().unwrap() {}
+        disk.set_capacity(disk.used() + 1000);
+        let disk_is_full = disk.fork();
+        drop(log);
+        disk_is_full.kill();
+        let options = LogOptions { spares: 2, ..options() };
+        let (mut log, _) =
+            Log::open(Arc::new(disk_is_full.clone()), Path::new(DIR), &request(), options).unwrap();
+        assert!(matches!(log.spares().fill(), Err(LogError::NoSpace { .. })));
+        let large = log.write(vec![batch([command(10, 1, 3500)])]);
+        assert!(matches!(large, Err(LogError::NoSpace { .. })));
+        // Fill what is left of the segment.
+        while log.write(vec![vote(2, 2)]).is_ok() && !disk_is_full.files().contains(&segment(4)) {}
+        assert!(disk_is_full.files().contains(&segment(4)), "a vote takes the reserve");
+        log.sync().unwrap();
+        (disk_is_full, log, model)
+    };
+    let (disk, mut log, model) = full();
+    let refused = || vec![batch([command(10, 2, 3950)])];
+    assert!(matches!(log.write(refused()), Err(LogError::NoSpace { .. })), "nothing is left");
+    log.purge(model.id(Index(6))).unwrap();
+    assert!(log.spares().fill().unwrap(), "there is room");
+    log.write(refused()).unwrap();
+    log.sync().unwrap();
+    drop(log);
+    disk.crash(4);
+    let found = reopen(&disk);
+    assert_eq!(found.last(), EntryId::new(10, 2));
+    assert_eq!(found.hard_state.voted_for, Some(NodeId(2)));
 }

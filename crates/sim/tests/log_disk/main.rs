@@ -3,13 +3,25 @@
 mod bit_flips;
 mod crash_points;
 mod damage;
+mod force;
 mod model;
 mod set_aside;
 mod snapshots;
 mod torture;
 mod writes;
 
+use std::{path::Path, sync::Arc};
+
+use kontiki_log::{Log, LogError, Opened};
+use kontiki_sim::disk::SimDisk;
+
+use model::{DIR, options, request};
 use torture::Torture;
+
+/// Opens a log that damage is refused in.
+fn open(disk: &SimDisk) -> Result<(Log, Opened), LogError> {
+    Log::open(Arc::new(disk.clone()), Path::new(DIR), &request(), options())
+}
 
 /// Random writes, truncations, syncs, purges, crashes, faults and restarts against the model.
 /// The long run: `cargo run --release -p kontiki-sim --example log_torture -- --ops 1000000`.

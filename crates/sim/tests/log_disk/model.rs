@@ -37,10 +37,6 @@ pub(crate) fn request() -> IdentityRequest {
     }
 }
 
-pub(crate) fn open(disk: &SimDisk) -> Result<(Log, Opened), LogError> {
-    Log::open(Arc::new(disk.clone()), Path::new(DIR), &request(), options())
-}
-
 /// The content of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Model {
@@ -85,13 +81,6 @@ impl Model {
         );
         assert!(sizes.is_sorted() && sizes.first().is_none_or(|s| s.0 == start.index.next()));
         model
-    }
-
-    /// The same log without what follows `last`.
-    pub(crate) fn truncated(&self, last: Index) -> Self {
-        let mut truncated = self.clone();
-        truncated.entries.retain(|entry| entry.id.index <= last);
-        truncated
     }
 
     pub(crate) fn last(&self) -> EntryId {
