@@ -11,6 +11,7 @@ use std::{
         Arc,
         mpsc::{Receiver, Sender, TryRecvError},
     },
+    time::Instant,
 };
 
 use kontiki_raft::{Apply, Bytes, Entry, EntryId, Index, Membership, Payload, SnapshotMeta, Term};
@@ -58,6 +59,8 @@ pub(crate) enum ApplyEvent<R> {
         durable: Index,
         /// What the entries take in the log.
         bytes: u64,
+        /// When that was done.
+        done: Instant,
         responses: Vec<(RequestId, EntryId, Reply<R>)>,
     },
     /// The state is that of a snapshot that was received.
@@ -232,7 +235,8 @@ where
         self.apply(rest)?;
         let durable = self.durable();
         let responses = std::mem::take(&mut self.responses);
-        self.tell(ApplyEvent::Applied { upto, durable, bytes, responses })
+        let done = Instant::now();
+        self.tell(ApplyEvent::Applied { upto, durable, bytes, done, responses })
     }
 
     /// Has the machine carry out the commands of these entries as one batch.

@@ -14,6 +14,7 @@ use kontiki_raft::{
     Role, SnapshotMeta, SoftState, StoreId, Timestamp,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 use crate::{
     Fault, ProposeError, ReadError, SnapshotError, StateMachine, TransferError,
@@ -151,6 +152,8 @@ pub(crate) enum Request<S: StateMachine> {
 pub(crate) struct Proposed<S: StateMachine> {
     pub(crate) command: Bytes,
     pub(crate) reply: oneshot::Sender<ProposeResult<S>>,
+    /// What becomes of it is told in there.
+    pub(crate) span: Span,
 }
 
 pub(crate) type SessionResult<S> =
@@ -229,7 +232,8 @@ impl<S: StateMachine> Raft<S> {
         let (reply, response) = oneshot::channel();
         let command = command.into();
         let bytes = command.len();
-        self.submit(Request::Propose(Proposed { command, reply }), bytes)
+        let span = proposal_span(bytes);
+        self.submit(Request::Propose(Proposed { command, reply, span }), bytes)
             .map_err(|refused| self.propose_error(&refused))?;
         response.await.unwrap_or_else(|_| Err(ProposeError::Stopped(self.fault())))
     }
@@ -252,7 +256,8 @@ impl<S: StateMachine> Raft<S> {
                 let (reply, response) = oneshot::channel();
                 let command = command.into();
                 bytes += command.len();
-                (Proposed { command, reply }, response)
+                let span = proposal_span(command.len());
+                (Proposed { command, reply, span }, response)
             })
             .unzip();
         if let Err(refused) = self.submit(Request::ProposeMany(proposed), bytes) {
@@ -564,6 +569,12 @@ impl<S: StateMachine> Raft<S> {
     fn fault(&self) -> Fault {
         self.phase.borrow().fault()
     }
+}
+
+/// The life of a proposal, from the call to the answer. Says nothing unless somebody listens at
+/// the level of debugging.
+fn proposal_span(bytes: usize) -> Span {
+    tracing::debug_span!("proposal", bytes, at = tracing::field::Empty)
 }
 
 /// The protocol gives up a transfer after an election timeout; this is for one whose end nobody

@@ -79,6 +79,7 @@ mod handle;
 mod log_store;
 mod log_thread;
 mod machine;
+mod metrics;
 mod node;
 mod past;
 mod replica;

@@ -35,7 +35,11 @@ pub(crate) enum LogJob {
 /// What it tells the node.
 #[derive(Debug)]
 pub(crate) enum LogEvent {
-    Persisted(WriteTicket),
+    /// `last` is the last entry that was written, if there was one.
+    Persisted {
+        ticket: WriteTicket,
+        last: Option<Index>,
+    },
     /// The log takes no more. `ticket` is of the write that failed, if it was one.
     Failed {
         ticket: Option<WriteTicket>,
@@ -141,7 +145,9 @@ impl<E: From<LogEvent>> LogLoop<E> {
                 self.tell(LogEvent::Failed { ticket: Some(ticket), error });
                 return Err(Stop);
             }
-            self.tell(LogEvent::Persisted(ticket));
+            let last = work.batches.iter().rev().find_map(|batch| batch.entries.last());
+            let last = last.map(|entry| entry.id.index);
+            self.tell(LogEvent::Persisted { ticket, last });
         }
         if let Some(upto) = work.purge {
             self.purge(upto)?;
@@ -461,7 +467,9 @@ mod tests {
         let mut events = run(&log, writes.into_iter().map(LogJob::Write));
         assert_eq!(log.get(), (10, 1));
         assert_eq!(events.len(), 1);
-        let Some(LogEvent::Persisted(ticket)) = events.pop() else { panic!("it did not fail") };
+        let Some(LogEvent::Persisted { ticket, last: Some(Index(10)) }) = events.pop() else {
+            panic!("it did not fail")
+        };
         replica.handle(Timestamp(0), Event::Persisted(ticket));
         assert_eq!(replica.status().durable_index, Index(10), "the ticket stands for all");
     }
@@ -507,7 +515,7 @@ mod tests {
                 [
                     LogEvent::Purged { .. },
                     LogEvent::Space { is_full: false },
-                    LogEvent::Persisted(_)
+                    LogEvent::Persisted { .. }
                 ]
             ),
             "{events:?}"
@@ -522,7 +530,7 @@ mod tests {
         let upto = EntryId::new(1, 1);
         let events = run(&log, [LogJob::Purge(upto), LogJob::Write(writes.remove(0))]);
         assert!(
-            matches!(events[..], [LogEvent::Persisted(_), LogEvent::Purged { upto: u }] if u == upto),
+            matches!(events[..], [LogEvent::Persisted { .. }, LogEvent::Purged { upto: u }] if u == upto),
             "{events:?}"
         );
     }

@@ -22,6 +22,7 @@ use std::{
 
 use kontiki_raft::{Index, Role, SoftState, Timestamp};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tracing::Span;
 
 use crate::{
     Action, BoxFuture, Clock, Event, Fault, Inbox, Links, NodeIdentity, ReadError, Replica,
@@ -30,6 +31,7 @@ use crate::{
     compaction::{Order, SnapshotDesk},
     handle::{ChangeResult, Phase, ProposeResult, Request, Room, SessionResult},
     log_thread::{LogEvent, LogJob, StoredEvent, StoredRead},
+    metrics::{GAUGE_INTERVAL, Meters},
     snapshots::{SnapshotEvent, SnapshotFiles},
     transport::{Delivery, Notice, Outlet},
 };
@@ -95,7 +97,7 @@ struct Gathered<S: StateMachine> {
 
 /// Who waits for the answer to a request.
 enum Waiter<S: StateMachine> {
-    Propose(oneshot::Sender<ProposeResult<S>>),
+    Propose { reply: oneshot::Sender<ProposeResult<S>>, span: Span },
     Session(oneshot::Sender<SessionResult<S>>),
     Change(oneshot::Sender<ChangeResult>),
     Read(ReadFn<S>),
@@ -132,6 +134,11 @@ pub(crate) struct Node<S: StateMachine> {
     status: watch::Sender<Status>,
     /// It is due then.
     status_at: Timestamp,
+    meters: Meters,
+    /// The gauges are to be set then.
+    measure_at: Timestamp,
+    /// The log was damaged when the gauges were set.
+    is_damaged: bool,
     phase: watch::Sender<Phase>,
     /// What the next turn has to do and did not come from outside.
     again: Vec<Event>,
@@ -207,6 +214,9 @@ impl<S: StateMachine> Node<S> {
             soft_state: parts.soft_state,
             status,
             status_at: Timestamp(0),
+            meters: Meters::new(identity.id),
+            measure_at: Timestamp(0),
+            is_damaged: false,
             phase: parts.phase,
             again: Vec::new(),
             timer: None,
@@ -302,11 +312,15 @@ impl<S: StateMachine> Node<S> {
         let mut actions = std::mem::take(&mut self.actions);
         self.replica.poll(now, &mut actions);
         for action in actions.drain(..) {
-            self.carry_out(action);
+            self.carry_out(now, action);
         }
         self.actions = actions;
         self.carry_out_orders();
         self.maybe_publish(now);
+        if self.measure_at <= now {
+            self.measure_at = now + GAUGE_INTERVAL;
+            self.measure();
+        }
         self.maybe_stop(now);
     }
 

@@ -23,7 +23,19 @@ const OUTSIDE: [(&str, &[&str]); 9] = [
     ("raft", &["bytes", "crc32c"]),
     ("disk", &["crc32c", "thiserror"]),
     ("log", &["crc32c", "thiserror"]),
-    ("kontiki", &["bytes", "crc32c", "getrandom", "socket2", "thiserror", "tokio", "tracing"]),
+    (
+        "kontiki",
+        &[
+            "bytes",
+            "crc32c",
+            "getrandom",
+            "metrics",
+            "socket2",
+            "thiserror",
+            "tokio",
+            "tracing",
+        ],
+    ),
     ("store", &["bytes", "crc32c", "parking_lot", "redb", "thiserror"]),
     (
         "server",

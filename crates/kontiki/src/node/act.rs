@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kontiki_raft::{Rejection, SoftState, Timestamp, Unavailable};
+use kontiki_raft::{Index, Rejection, SoftState, Timestamp, Unavailable};
 
 use super::{Node, Waiter};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl<S: StateMachine> Node<S> {
-    pub(super) fn carry_out(&mut self, action: Action) {
+    pub(super) fn carry_out(&mut self, now: Timestamp, action: Action) {
         match action {
             Action::Send(envelope) => self.links.send(envelope),
             Action::SendStored { envelope, range, bytes_max, session } => {
@@ -29,6 +29,8 @@ impl<S: StateMachine> Node<S> {
             Action::Write(write) => drop(self.threads.log.send(LogJob::Write(write))),
             Action::Purge { upto } => drop(self.threads.log.send(LogJob::Purge(upto))),
             Action::Apply { what, waiters } => {
+                self.meters.on_committed(now, &waiters);
+                self.trace_committed(&waiters);
                 self.submit_apply(ApplyJob::Apply { what, waiters });
             }
             Action::SendSnapshot { to, session, at_least } => {
@@ -50,13 +52,27 @@ impl<S: StateMachine> Node<S> {
                 let SoftState { role, term, leader } = soft_state;
                 let leader = leader.map(tracing::field::display);
                 tracing::info!(id = %self.identity.id, %role, %term, leader, "role changed");
+                self.meters.on_soft_state(soft_state);
                 self.soft_state.send_replace(soft_state);
                 self.status_at = Timestamp(0);
             }
         }
     }
 
+    /// Tells the spans of proposals that they are committed, if anyone listens.
+    fn trace_committed(&self, waiters: &[(Index, RequestId)]) {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        for (index, id) in waiters {
+            if let Some(Waiter::Propose { span, .. }) = self.waiters.get(id) {
+                span.in_scope(|| tracing::debug!(%index, "committed"));
+            }
+        }
+    }
+
     fn answer(&mut self, id: RequestId, answer: Answer) {
+        self.meters.forget(id);
         let Some(waiter) = self.waiters.remove(&id) else { return };
         match (waiter, answer) {
             (Waiter::Read(serve), Answer::ReadReady { .. }) => {
@@ -73,7 +89,7 @@ impl<S: StateMachine> Node<S> {
                 drop(reply.send(Ok(membership)));
             }
             (Waiter::Session(reply), answer) => drop(reply.send(Err(propose_error(answer)))),
-            (Waiter::Propose(reply), answer) => drop(reply.send(Err(propose_error(answer)))),
+            (Waiter::Propose { reply, .. }, answer) => drop(reply.send(Err(propose_error(answer)))),
             (Waiter::Change(reply), answer) => drop(reply.send(Err(propose_error(answer)))),
             (Waiter::Read(_) | Waiter::ReadBarrier(_), answer) => {
                 unreachable!("a read was answered as a proposal: {answer:?}")

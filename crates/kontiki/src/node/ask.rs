@@ -8,6 +8,7 @@ use super::{Node, Waiter};
 use crate::{
     Event, Fault, ProposeError, RequestId, StateMachine, Status,
     handle::{Proposed, Request},
+    metrics::Depths,
 };
 
 impl<S: StateMachine> Node<S> {
@@ -54,14 +55,15 @@ impl<S: StateMachine> Node<S> {
     }
 
     fn propose(&mut self, now: Timestamp, proposed: Proposed<S>) {
-        let Proposed { command, reply } = proposed;
+        let Proposed { command, reply, span } = proposed;
         self.room.bytes.fetch_sub(command.len(), Ordering::Relaxed);
         if self.stop_at.is_some() {
             drop(reply.send(Err(ProposeError::Stopped(Fault::Shutdown))));
             return;
         }
         let deadline = now + self.times.request_timeout;
-        let id = self.enter(Waiter::Propose(reply));
+        let id = self.enter(Waiter::Propose { reply, span });
+        self.meters.on_proposed(now, id);
         let is_session = false;
         self.replica.handle(now, Event::Propose { id, command, is_session, deadline });
     }
@@ -81,5 +83,22 @@ impl<S: StateMachine> Node<S> {
 
     pub(super) fn status_now(&self) -> Status {
         Status::new(self.identity, self.clock.now(), self.replica.status())
+    }
+
+    /// Sets the gauges, and says when what was damaged is whole again.
+    pub(super) fn measure(&mut self) {
+        let status = self.status_now();
+        let depths = Depths {
+            requests: self.sources.requests.len(),
+            control: self.sources.outlet.control.len(),
+            append: self.sources.outlet.append.len(),
+            unanswered: self.waiters.len(),
+        };
+        self.meters.set(&status, depths);
+        let is_damaged = status.damaged.is_some();
+        if self.is_damaged && !is_damaged {
+            tracing::info!(id = %self.identity.id, "the log is whole again: this node takes part");
+        }
+        self.is_damaged = is_damaged;
     }
 }

@@ -17,7 +17,10 @@ use crate::{
 impl<S: StateMachine> Node<S> {
     pub(super) fn on_internal(&mut self, now: Timestamp, event: Internal<S::Response>) {
         match event {
-            Internal::Log(LogEvent::Persisted(ticket)) => {
+            Internal::Log(LogEvent::Persisted { ticket, last }) => {
+                if let Some(last) = last {
+                    self.meters.on_persisted(now, last);
+                }
                 self.replica.handle(now, Event::Persisted(ticket));
             }
             Internal::Log(LogEvent::Failed { ticket, error }) => {
@@ -50,15 +53,18 @@ impl<S: StateMachine> Node<S> {
 
     fn on_apply_event(&mut self, now: Timestamp, event: ApplyEvent<S::Response>) {
         match event {
-            ApplyEvent::Applied { upto, durable, bytes, responses } => {
+            ApplyEvent::Applied { upto, durable, bytes, done, responses } => {
                 self.desk.on_applied(now, upto, bytes, &mut self.orders);
                 self.note_applied(now, upto, durable);
+                let before = done.elapsed();
                 for (id, at, reply) in responses {
+                    self.meters.on_answered(now, id, before);
                     self.respond(id, at, reply);
                 }
             }
             ApplyEvent::Restored { meta, durable } => {
                 tracing::info!(id = %self.identity.id, at = %meta.last, "snapshot installed");
+                self.meters.on_restored();
                 let upto = meta.last.index;
                 self.desk.on_restored(&meta, &mut self.orders);
                 self.note_applied(now, upto, durable);
@@ -88,6 +94,7 @@ impl<S: StateMachine> Node<S> {
             Ok(meta) => tracing::info!(%id, at = %meta.last, "snapshot made"),
             Err(error) => tracing::error!(%id, error = chain(error), "no snapshot could be made"),
         }
+        self.meters.on_snapshot_made(result.is_ok());
         self.desk.on_written(now, result, &mut self.orders);
         self.tell_applied(now);
     }
@@ -96,7 +103,9 @@ impl<S: StateMachine> Node<S> {
     fn respond(&mut self, id: RequestId, at: EntryId, reply: Reply<S::Response>) {
         // Whoever asked may have gone.
         match (self.waiters.remove(&id), reply) {
-            (Some(Waiter::Propose(waiter)), Reply::Response(response)) => {
+            (Some(Waiter::Propose { reply: waiter, span }), Reply::Response(response)) => {
+                span.record("at", tracing::field::display(at));
+                span.in_scope(|| tracing::debug!("applied"));
                 drop(waiter.send(Ok(Applied { at, response })));
             }
             (Some(Waiter::Session(waiter)), response) => {
@@ -113,11 +122,15 @@ impl<S: StateMachine> Node<S> {
             Notice::SnapshotReceived { from, meta } => {
                 let id = self.identity.id;
                 tracing::info!(%id, %from, at = %meta.last, "snapshot received");
+                self.meters.on_snapshot_received();
                 Event::SnapshotReceived { from, meta }
             }
             Notice::SnapshotSent { to, session, sent } => {
                 let (id, at) = (self.identity.id, sent.map(tracing::field::display));
                 tracing::info!(%id, %to, at, "transfer of a snapshot has ended");
+                if sent.is_some() {
+                    self.meters.on_snapshot_sent();
+                }
                 Event::SnapshotSent { to, session, sent }
             }
             Notice::PeerStore { id, store } => Event::PeerStore { id, store },

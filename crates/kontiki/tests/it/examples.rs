@@ -72,7 +72,7 @@ fn the_counter_survives_kill_9_of_any_node() {
 
 #[test]
 fn the_other_examples_end_well() {
-    for name in ["three_nodes", "custom_log"] {
+    for name in ["three_nodes", "custom_log", "tour"] {
         let output = Command::new(example(name)).output().unwrap();
         assert!(output.status.success(), "{name}: {output:?}");
         assert!(!output.stdout.is_empty(), "{name} says nothing");
