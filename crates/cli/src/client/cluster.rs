@@ -1,4 +1,4 @@
-//! status and members.
+//! status.
 
 use std::io;
 
@@ -14,9 +14,6 @@ pub(crate) struct StatusArgs {
     #[arg(long)]
     cluster: bool,
 }
-
-#[derive(Args, Debug)]
-pub(crate) struct MembersArgs {}
 
 /// Asks every endpoint. One that cannot be reached is told of, and the others are shown.
 pub(super) async fn status(
@@ -50,13 +47,4 @@ async fn member_urls(client: &ClientArgs) -> Result<Vec<String>, Failure> {
     let mut cluster = client.connect().await?.cluster_client();
     let list = client.within_time(cluster.member_list()).await?;
     Ok(list.members().iter().flat_map(|member| member.client_urls().iter().cloned()).collect())
-}
-
-pub(super) async fn members(
-    client: &ClientArgs,
-    stdout: &mut dyn io::Write,
-) -> Result<(), Failure> {
-    let mut cluster = client.connect().await?.cluster_client();
-    let list = client.within_time(cluster.member_list()).await?;
-    Ok(client.output(stdout).members(&list)?)
 }

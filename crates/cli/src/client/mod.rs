@@ -1,4 +1,5 @@
-//! The commands that talk to a running cluster: put, get, del, txn, compact, status, members.
+//! The commands that talk to a running cluster: put, get, del, txn, compact, status, members,
+//! move-leader.
 //!
 //! They follow etcdctl in flags and output. What is told apart here: a server that could not be
 //! reached (the next endpoint is tried, nothing was sent), a server that refused (its own
@@ -7,6 +8,7 @@
 
 mod cluster;
 mod kv;
+mod members;
 mod output;
 mod txn;
 mod txn_text;
@@ -30,24 +32,32 @@ pub(crate) const ANSWER_BYTES_MAX: usize = 1 << 30;
 #[command(next_help_heading = "Client options")]
 pub(crate) struct ClientArgs {
     /// Servers to talk to, separated by commas; the first that can be reached is used
-    #[arg(long, env = "KONTIKI_ENDPOINTS", hide_env_values = true, value_delimiter = ',')]
+    #[arg(long, global = true, env = "KONTIKI_ENDPOINTS", hide_env_values = true)]
+    #[arg(value_delimiter = ',')]
     #[arg(value_name = "HOST:PORT", default_value = "127.0.0.1:2379")]
     pub(crate) endpoints: Vec<String>,
 
     /// How to print the answer
-    #[arg(short = 'w', long, value_enum, value_name = "FORMAT", default_value = "simple")]
+    #[arg(
+        short = 'w',
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "simple"
+    )]
     write_out: Format,
 
     /// Print keys and values as \x00 escapes (with -w simple)
-    #[arg(long)]
+    #[arg(long, global = true)]
     hex: bool,
 
     /// Time to wait for a connection to a server
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse)]
+    #[arg(long, global = true, value_name = "TIME", default_value = "2s", value_parser = duration::parse)]
     dial_timeout: Duration,
 
     /// Time to wait for an answer
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
+    #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
     command_timeout: Duration,
 }
 
@@ -70,8 +80,11 @@ pub(crate) enum ClientCommand {
     Compact(Call<kv::CompactArgs>),
     /// Show role, term and index of each endpoint
     Status(Call<cluster::StatusArgs>),
-    /// List the members of the cluster
-    Members(Call<cluster::MembersArgs>),
+    /// List the members of the cluster; add, replace or remove one
+    #[command(alias = "member", args_conflicts_with_subcommands = false)]
+    Members(Call<members::MembersArgs>),
+    /// Have another server lead
+    MoveLeader(Call<members::MoveLeaderArgs>),
 }
 
 const GET_EXAMPLES: &str = "Examples:
@@ -100,7 +113,10 @@ impl ClientCommand {
             Self::Txn(Call { call, client }) => txn::txn(&call, &client, stdout).await,
             Self::Compact(Call { call, client }) => kv::compact(&call, &client, stdout).await,
             Self::Status(Call { call, client }) => cluster::status(&call, &client, stdout).await,
-            Self::Members(Call { call: _, client }) => cluster::members(&client, stdout).await,
+            Self::Members(Call { call, client }) => members::members(call, &client, stdout).await,
+            Self::MoveLeader(Call { call, client }) => {
+                members::move_leader(&call, &client, stdout).await
+            }
         }
     }
 }
@@ -140,6 +156,17 @@ impl ClientArgs {
 
 /// Connects to one server, named `host:port` or `http://host:port`.
 pub(crate) async fn connect(endpoint: &str, dial_timeout: Duration) -> Result<Client, Failure> {
+    let channel = connect_channel(endpoint, dial_timeout).await?;
+    Client::from_channel(Channel::Tonic(channel), None)
+        .await
+        .map_err(|error| Failure::new(describe(&error)))
+}
+
+/// The connection below [`connect`].
+async fn connect_channel(
+    endpoint: &str,
+    dial_timeout: Duration,
+) -> Result<tonic::transport::Channel, Failure> {
     let url = match endpoint.split_once("://") {
         None => format!("http://{endpoint}"),
         Some(("http", _)) => endpoint.to_owned(),
@@ -152,17 +179,12 @@ pub(crate) async fn connect(endpoint: &str, dial_timeout: Duration) -> Result<Cl
     let bad = |error: &dyn std::fmt::Display| {
         Failure::usage(format!("--endpoints {endpoint}: not HOST:PORT ({error})"))
     };
-    let channel = Endpoint::from_shared(url)
+    Endpoint::from_shared(url)
         .map_err(|error| bad(&error))?
         .connect_timeout(dial_timeout)
         .connect()
         .await
-        .map_err(|error| {
-            Failure::new(format!("cannot reach {endpoint}: {}", root_cause(&error)))
-        })?;
-    Client::from_channel(Channel::Tonic(channel), None)
-        .await
-        .map_err(|error| Failure::new(describe(&error)))
+        .map_err(|error| Failure::new(format!("cannot reach {endpoint}: {}", root_cause(&error))))
 }
 
 /// The server's own words, or what happened to the connection.
