@@ -95,7 +95,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    pub(crate) fn new(flag: &'static str, why: impl fmt::Display) -> Self {
+    fn new(flag: &'static str, why: impl fmt::Display) -> Self {
         Self { flag, why: why.to_string() }
     }
 

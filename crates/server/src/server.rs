@@ -97,11 +97,7 @@ impl Server {
         };
         let builder = match birth {
             Birth::Founder { me, voters } => Raft::builder(me, machine).bootstrap(voters),
-            Birth::Joiner { others } => {
-                tracing::debug!(?others, advertised, "asked to join");
-                let why = "a server cannot join a running cluster yet: use new, with all members";
-                return Err(ConfigError::new("initial-cluster-state", why).into());
-            }
+            Birth::Joiner { others } => Raft::joiner(machine).join(others).advertise(advertised),
         };
         let raft = builder
             .data_dir(data_dir.join("raft"))

@@ -1,14 +1,15 @@
 //! Who belongs to the cluster: `members` and what changes them, `move-leader`.
 
-use std::io;
+use std::{io, time::Duration};
 
 use clap::{Args, Subcommand};
-use etcd_client::{Client, Member, MemberAddOptions, MemberListResponse};
+use etcd_client::{Client, Error, Member, MemberAddOptions, MemberListResponse};
+use http::uri::PathAndQuery;
 use kontiki_server::proto::{etcdserverpb as pb, kontikipb};
-use tonic::client::Grpc;
+use tonic::{Request, Response, client::Grpc, transport::Channel};
 use tonic_prost::ProstCodec;
 
-use super::{ClientArgs, Format, connect, connect_channel};
+use super::{ClientArgs, Format, connect, connect_channel, describe};
 use crate::failure::Failure;
 
 const EXAMPLES: &str = "\
@@ -122,7 +123,7 @@ pub(super) async fn members(
         Action::Replace { old, peer_urls, name } => {
             let old = find(&before, &old)?;
             let urls = peer_urls.as_deref().map_or_else(|| old.peer_urls().to_vec(), split);
-            let id = replace(client, old.id(), urls.clone()).await?;
+            let id = replace_at_any(client, old.id(), &urls).await?;
             let name = name.unwrap_or_else(|| old.name().to_owned());
             format!(
                 "{}\nIt takes the place of {} once it has caught up.\n{}",
@@ -211,30 +212,42 @@ fn start_command(
     )
 }
 
-/// Asks for what etcd's API has no words for, and so no client either.
-async fn replace(client: &ClientArgs, old: u64, urls: Vec<String>) -> Result<u64, Failure> {
+/// Asks one of the endpoints for what etcd's API has no words for.
+async fn replace_at_any(client: &ClientArgs, old: u64, urls: &[String]) -> Result<u64, Failure> {
     let mut reasons = Vec::new();
     for endpoint in &client.endpoints {
-        let channel = match connect_channel(endpoint, client.dial_timeout).await {
-            Ok(channel) => channel,
-            Err(failure) if failure.is_usage() => return Err(failure),
-            Err(failure) => {
-                reasons.push(failure.to_string());
-                continue;
+        match connect_channel(endpoint, client.dial_timeout).await {
+            Ok(channel) => {
+                let call = call_replace(channel, old, urls.to_vec());
+                return client.within_time(call).await;
             }
-        };
-        let mut grpc = Grpc::new(channel);
-        let call = async {
-            grpc.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
-            let request = tonic::Request::new(kontikipb::MemberReplaceRequest::new(old, urls));
-            let path = http::uri::PathAndQuery::from_static("/kontikipb.Cluster/MemberReplace");
-            grpc.unary(request, path, ProstCodec::default()).await
-        };
-        let answer: tonic::Response<pb::MemberAddResponse> =
-            client.within_time(async { call.await.map_err(etcd_client::Error::from) }).await?;
-        return Ok(answer.into_inner().member.map_or(0, |member| member.id));
+            Err(failure) if failure.is_usage() => return Err(failure),
+            Err(failure) => reasons.push(failure.to_string()),
+        }
     }
     Err(Failure::new(reasons.join("\n       ")))
+}
+
+/// Has a new server at `urls` take the place of the member `old`, and returns its id.
+pub(crate) async fn replace(
+    endpoint: &str,
+    dial_timeout: Duration,
+    old: u64,
+    urls: Vec<String>,
+) -> Result<u64, Failure> {
+    let channel = connect_channel(endpoint, dial_timeout).await?;
+    let replaced = call_replace(channel, old, urls).await;
+    replaced.map_err(|error| Failure::new(describe(&error)))
+}
+
+async fn call_replace(channel: Channel, old: u64, urls: Vec<String>) -> Result<u64, Error> {
+    let mut grpc = Grpc::new(channel);
+    grpc.ready().await?;
+    let request = Request::new(kontikipb::MemberReplaceRequest::new(old, urls));
+    let path = PathAndQuery::from_static("/kontikipb.Cluster/MemberReplace");
+    let answer: Response<pb::MemberAddResponse> =
+        grpc.unary(request, path, ProstCodec::default()).await?;
+    Ok(answer.into_inner().member.map_or(0, |member| member.id))
 }
 
 /// Finds the leader among the members and has it hand over.

@@ -22,6 +22,7 @@ use tonic::transport::Endpoint;
 use crate::{duration, failure::Failure};
 use output::Output;
 
+pub(crate) use members::replace;
 pub(crate) use output::Format;
 
 /// Answers are as large as the server lets them be; the client does not judge.

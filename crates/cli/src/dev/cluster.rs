@@ -27,15 +27,26 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const SETTINGS: [&str; 6] =
     ["--heartbeat-interval", "50", "--election-timeout", "500", "--log-segment-bytes", "16777216"];
 
-/// What must stay as it is while the data lives.
-#[derive(Debug, Deserialize, PartialEq, Eq, Serialize)]
+/// What must stay as it is while the data lives, and who has come and gone since.
+#[derive(Debug, Deserialize, Serialize)]
 struct Description {
     nodes: u16,
     base_port: u16,
+    /// Numbers of servers that were added, or have taken the place of one that was lost.
+    #[serde(default)]
+    joiners: Vec<u16>,
+    /// Numbers of founders that were removed.
+    #[serde(default)]
+    removed: Vec<u16>,
+    /// The highest number that was ever given.
+    #[serde(default)]
+    highest: u16,
 }
 
 pub(super) struct Cluster {
     pub(super) servers: Vec<Server>,
+    description: Description,
+    program: PathBuf,
     data_dir: PathBuf,
     is_new: bool,
 }
@@ -43,11 +54,22 @@ pub(super) struct Cluster {
 /// One server and its process.
 pub(super) struct Server {
     pub(super) name: String,
+    number: u16,
     pub(super) client_port: u16,
     peer_port: u16,
     pub(super) command: Vec<String>,
     log: PathBuf,
     process: Option<Process>,
+}
+
+/// What another process is told of a server.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(super) struct Seat {
+    pub(super) name: String,
+    /// Where clients reach it.
+    pub(super) endpoint: String,
+    pub(super) peer_url: String,
+    pub(super) is_running: bool,
 }
 
 struct Process {
@@ -62,9 +84,13 @@ impl Cluster {
     pub(super) fn start(data_dir: &Path, nodes: u16, base_port: u16) -> Result<Self, Failure> {
         let program = env::current_exe()
             .map_err(|error| Failure::new(format!("cannot find this program: {error}")))?;
-        let description = Description { nodes, base_port };
-        let is_new = description.is_new_in(data_dir)?;
-        let mut servers = plan(data_dir, nodes, base_port)?;
+        let known = Description::read(data_dir)?;
+        let is_new = known.is_none();
+        let description = known.unwrap_or_else(|| Description::new(nodes, base_port));
+        description.check(data_dir, nodes, base_port)?;
+        let numbers = description.numbers();
+        let servers = numbers.iter().map(|&number| description.plan(data_dir, number));
+        let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
         for server in &servers {
             server.check_ports()?;
         }
@@ -74,7 +100,94 @@ impl Cluster {
         for server in &mut servers {
             server.start(&program)?;
         }
-        Ok(Self { servers, data_dir: data_dir.to_path_buf(), is_new })
+        Ok(Self { servers, description, program, data_dir: data_dir.to_path_buf(), is_new })
+    }
+
+    /// The server that is to be added: it is not started and not remembered yet.
+    pub(super) fn planned(&self) -> Result<Seat, Failure> {
+        let number = self.description.highest + 1;
+        let server = self.description.plan(&self.data_dir, number)?;
+        server.check_ports()?;
+        Ok(server.seat())
+    }
+
+    /// All servers.
+    pub(super) fn seats(&mut self) -> Vec<Seat> {
+        self.servers
+            .iter_mut()
+            .map(|server| {
+                let is_running = server.is_running();
+                Seat { is_running, ..server.seat() }
+            })
+            .collect()
+    }
+
+    /// Starts a server that does not run.
+    pub(super) fn start_one(&mut self, name: &str) -> Result<(), Failure> {
+        let program = self.program.clone();
+        let server = self.find(name)?;
+        if server.is_running() {
+            return Err(Failure::new(format!("{name} runs already")));
+        }
+        server.check_ports()?;
+        server.start(&program)
+    }
+
+    /// Starts a server that the members know already, with an empty data directory: a new one,
+    /// or one of this name that has to give way.
+    pub(super) fn join(&mut self, name: &str) -> Result<(), Failure> {
+        let number = name.strip_prefix('n').and_then(|number| number.parse().ok());
+        let highest = self.description.highest;
+        let Some(number @ 1..) = number.filter(|number| *number <= highest + 1) else {
+            return Err(Failure::new(format!("{name} is not the name of a server")));
+        };
+        self.end(name)?;
+        let dir = self.data_dir.join(name);
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Failure::new(format!("cannot remove {}: {error}", dir.display())));
+            }
+            _ => {}
+        }
+        self.description.add(number);
+        self.description.write(&self.data_dir)?;
+        self.servers.retain(|server| server.number != number);
+        self.servers.push(self.description.plan(&self.data_dir, number)?);
+        self.servers.sort_by_key(|server| server.number);
+        self.start_one(name)
+    }
+
+    /// Ends a server at once, if it runs.
+    pub(super) fn end(&mut self, name: &str) -> Result<(), Failure> {
+        let servers = self.servers.iter_mut().filter(|server| server.name == name);
+        servers.filter_map(|server| server.process.as_mut()).for_each(Process::kill);
+        Ok(())
+    }
+
+    /// Asks a server to stop.
+    pub(super) fn stop_one(&mut self, name: &str) -> Result<(), Failure> {
+        if let Some(process) = &mut self.find(name)?.process {
+            process.lifeline = None;
+        }
+        Ok(())
+    }
+
+    /// Ends a server that is no member any more, and forgets it.
+    pub(super) fn forget(&mut self, name: &str) -> Result<(), Failure> {
+        let number = self.find(name)?.number;
+        self.end(name)?;
+        self.description.remove(number);
+        self.description.write(&self.data_dir)?;
+        self.servers.retain(|server| server.number != number);
+        Ok(())
+    }
+
+    fn find(&mut self, name: &str) -> Result<&mut Server, Failure> {
+        let known: Vec<String> = self.servers.iter().map(|server| server.name.clone()).collect();
+        let server = self.servers.iter_mut().find(|server| server.name == name);
+        server.ok_or_else(|| {
+            Failure::new(format!("there is no server {name}; there are {}", known.join(", ")))
+        })
     }
 
     pub(super) fn greeting(&self) -> String {
@@ -146,6 +259,20 @@ impl Process {
 }
 
 impl Server {
+    fn seat(&self) -> Seat {
+        Seat {
+            name: self.name.clone(),
+            endpoint: format!("127.0.0.1:{}", self.client_port),
+            peer_url: format!("http://127.0.0.1:{}", self.peer_port),
+            is_running: false,
+        }
+    }
+
+    fn is_running(&mut self) -> bool {
+        let process = self.process.as_mut();
+        process.is_some_and(|process| matches!(process.child.try_wait(), Ok(None)))
+    }
+
     fn start(&mut self, program: &Path) -> Result<(), Failure> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log);
         let log: File = log.map_err(|error| {
@@ -215,20 +342,30 @@ impl Server {
 }
 
 impl Description {
-    /// False if the directory holds this cluster already; an error if it holds another.
-    fn is_new_in(&self, data_dir: &Path) -> Result<bool, Failure> {
+    fn new(nodes: u16, base_port: u16) -> Self {
+        Self { nodes, base_port, joiners: Vec::new(), removed: Vec::new(), highest: nodes }
+    }
+
+    /// What the directory holds, if anything.
+    fn read(data_dir: &Path) -> Result<Option<Self>, Failure> {
         let path = data_dir.join(DESCRIPTION);
         let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(|error| cannot_use(data_dir, &error))?,
         };
-        let found: Self = serde_json::from_slice(&bytes).map_err(|error| {
+        let mut found: Self = serde_json::from_slice(&bytes).map_err(|error| {
             cannot_use(data_dir, &format_args!("{} is damaged: {error}", path.display()))
         })?;
-        if found == *self {
-            return Ok(false);
+        found.highest = found.highest.max(found.nodes);
+        Ok(Some(found))
+    }
+
+    /// Refuses a directory that holds another cluster.
+    fn check(&self, data_dir: &Path, nodes: u16, base_port: u16) -> Result<(), Failure> {
+        if (self.nodes, self.base_port) == (nodes, base_port) {
+            return Ok(());
         }
-        let Self { nodes, base_port } = found;
+        let Self { nodes, base_port, .. } = self;
         Err(Failure::usage(format!(
             "{} holds a cluster of {nodes} servers from port {base_port}: go on with it by \
              --nodes {nodes} --base-port {base_port}, or choose another --data-dir",
@@ -242,41 +379,74 @@ impl Description {
             .and_then(|()| fs::write(data_dir.join(DESCRIPTION), text))
             .map_err(|error| cannot_use(data_dir, &error))
     }
-}
 
-fn cannot_use(data_dir: &Path, why: &dyn fmt::Display) -> Failure {
-    Failure::new(format!("cannot use --data-dir {}: {why}", data_dir.display()))
-}
-
-/// Addresses and commands of all servers.
-fn plan(data_dir: &Path, nodes: u16, base_port: u16) -> Result<Vec<Server>, Failure> {
-    let port = |index: u16, extra: u16| base_port.checked_add(10 * index + extra);
-    if port(nodes - 1, 1).is_none() {
-        return Err(Failure::usage(format!(
-            "--base-port {base_port} leaves no room for all ports"
-        )));
+    /// The numbers of all servers.
+    fn numbers(&self) -> Vec<u16> {
+        let founders = (1..=self.nodes).filter(|number| !self.removed.contains(number));
+        let mut numbers: Vec<u16> = founders.chain(self.joiners.iter().copied()).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
     }
-    let ports = |index| (port(index, 0).unwrap_or_default(), port(index, 1).unwrap_or_default());
-    let url = |port: u16| format!("http://127.0.0.1:{port}");
-    let members: Vec<String> =
-        (0..nodes).map(|index| format!("n{}={}", index + 1, url(ports(index).1))).collect();
-    let members = members.join(",");
-    let servers = (0..nodes).map(|index| {
-        let (client_port, peer_port) = ports(index);
-        let name = format!("n{}", index + 1);
+
+    fn add(&mut self, number: u16) {
+        if !self.joiners.contains(&number) {
+            self.joiners.push(number);
+        }
+        self.removed.retain(|removed| *removed != number);
+        self.highest = self.highest.max(number);
+    }
+
+    fn remove(&mut self, number: u16) {
+        self.joiners.retain(|joiner| *joiner != number);
+        if number <= self.nodes {
+            self.removed.push(number);
+        }
+    }
+
+    /// The ports of a server, for clients and for the others.
+    fn ports(&self, number: u16) -> Result<(u16, u16), Failure> {
+        let port = |extra: u16| self.base_port.checked_add(10 * (number - 1) + extra);
+        port(0).zip(port(1)).ok_or_else(|| {
+            Failure::usage(format!("--base-port {} leaves no room for all ports", self.base_port))
+        })
+    }
+
+    /// Address and command of a server.
+    fn plan(&self, data_dir: &Path, number: u16) -> Result<Server, Failure> {
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let joins = self.joiners.contains(&number) || self.nodes < number;
+        // The founders tell each other by who they were at the birth; whoever joins asks those
+        // that are there.
+        let mut numbers = if joins { self.numbers() } else { (1..=self.nodes).collect() };
+        if !numbers.contains(&number) {
+            numbers.push(number);
+        }
+        let mut members = Vec::new();
+        for other in numbers {
+            members.push(format!("n{other}={}", url(self.ports(other)?.1)));
+        }
+        let (client_port, peer_port) = self.ports(number)?;
+        let name = format!("n{number}");
         let mut command = vec![shown_program(), "serve".to_owned()];
         let mut flag = |flag: &str, value: String| command.extend([flag.to_owned(), value]);
         flag("--name", name.clone());
         flag("--data-dir", data_dir.join(&name).display().to_string());
         flag("--listen-client-urls", url(client_port));
         flag("--listen-peer-urls", url(peer_port));
-        flag("--initial-cluster", members.clone());
-        flag("--initial-cluster-token", format!("dev-{base_port}"));
+        flag("--initial-cluster", members.join(","));
+        flag("--initial-cluster-token", format!("dev-{}", self.base_port));
+        if joins {
+            flag("--initial-cluster-state", "existing".to_owned());
+        }
         command.extend(SETTINGS.map(str::to_owned));
         let log = data_dir.join(format!("{name}.log"));
-        Server { name, client_port, peer_port, command, log, process: None }
-    });
-    Ok(servers.collect())
+        Ok(Server { name, number, client_port, peer_port, command, log, process: None })
+    }
+}
+
+fn cannot_use(data_dir: &Path, why: &dyn fmt::Display) -> Failure {
+    Failure::new(format!("cannot use --data-dir {}: {why}", data_dir.display()))
 }
 
 /// This program as a person would type it.

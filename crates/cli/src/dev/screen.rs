@@ -1,7 +1,7 @@
 //! What `kontiki dev` prints: on a terminal a table that stays current below what was said, and
 //! otherwise one line for each change.
 
-use std::{fmt::Write as _, io};
+use std::{collections::BTreeMap, fmt::Write as _, io, path::Path};
 
 use console::Term;
 
@@ -15,15 +15,27 @@ pub(super) struct Screen {
     is_terminal: bool,
     /// What stands at the end of the terminal now.
     drawn: String,
-    last: Vec<View>,
+    /// By the name of the server.
+    last: BTreeMap<String, View>,
+    /// What `kontiki dev add` and its like need to find this cluster.
+    data_dir_flag: String,
     has_invited: bool,
 }
 
 impl Screen {
-    pub(super) fn new() -> Self {
+    /// `data_dir` is shown in commands, if it is not the default.
+    pub(super) fn new(data_dir: Option<&Path>) -> Self {
         let stdout = Term::stdout();
         let is_terminal = stdout.features().is_attended();
-        Self { stdout, is_terminal, drawn: String::new(), last: Vec::new(), has_invited: false }
+        let flag = |dir: &Path| format!(" --data-dir {}", quoted(&[dir.display().to_string()]));
+        Self {
+            stdout,
+            is_terminal,
+            drawn: String::new(),
+            last: BTreeMap::new(),
+            data_dir_flag: data_dir.map(flag).unwrap_or_default(),
+            has_invited: false,
+        }
     }
 
     /// Prints text that stays.
@@ -41,10 +53,11 @@ impl Screen {
                 self.say(&text)?;
             }
         }
-        self.last = views.to_vec();
+        let names = cluster.servers.iter().map(|server| server.name.clone());
+        self.last = names.zip(views.iter().cloned()).collect();
         if !self.has_invited && views.iter().any(|view| view.state == State::Leader) {
             self.has_invited = true;
-            let text = invitation(cluster, views);
+            let text = invitation(cluster, views, &self.data_dir_flag);
             self.say(&text)?;
         }
         if self.is_terminal {
@@ -62,7 +75,7 @@ impl Screen {
     /// the table; how to start a dead server again is said there too.
     fn news(&self, cluster: &Cluster, views: &[View], index: usize) -> Option<String> {
         let (server, view) = (cluster.servers.get(index)?, views.get(index)?);
-        let before = self.last.get(index).cloned().unwrap_or_default();
+        let before = self.last.get(&server.name).cloned().unwrap_or_default();
         if let (Some(status), None) = (view.ended, before.ended) {
             let obituary = server.obituary(status);
             return Some(format!("{obituary}; to start it again:\n  {}", quoted(&server.command)));
@@ -73,7 +86,8 @@ impl Screen {
         }
         let address = cluster.endpoint(index);
         let mut text = format!("{} {address} {}", server.name, view.state.name());
-        if matches!(view.state, State::Leader | State::Follower | State::NoLeader) {
+        if matches!(view.state, State::Leader | State::Follower | State::Learner | State::NoLeader)
+        {
             write!(text, " term {}", view.term).ok()?;
         }
         if view.pid != 0 && view.state != State::Dead {
@@ -116,7 +130,7 @@ fn table(cluster: &Cluster, views: &[View]) -> String {
         let role = match view.state {
             State::Leader => console::style(role).green().to_string(),
             State::Dead | State::Silent | State::NoLeader => console::style(role).red().to_string(),
-            State::Starting | State::Follower => role.into_owned(),
+            State::Starting | State::Follower | State::Learner => role.into_owned(),
         };
         let (term, applied) = (view.term, view.applied);
         text.push_str(&format!(
@@ -127,7 +141,7 @@ fn table(cluster: &Cluster, views: &[View]) -> String {
 }
 
 /// The lines to type next.
-fn invitation(cluster: &Cluster, views: &[View]) -> String {
+fn invitation(cluster: &Cluster, views: &[View], data_dir_flag: &str) -> String {
     let program = shown_program();
     let leader = views.iter().position(|view| view.state == State::Leader).unwrap_or_default();
     let pid = views.get(leader).map_or(0, |view| view.pid);
@@ -145,6 +159,9 @@ fn invitation(cluster: &Cluster, views: &[View]) -> String {
             "  kill -9 {pid}    # {name} leads; the others answer again within 2 s\n"
         ));
     }
+    text.push_str(&format!(
+        "  {program} dev add{data_dir_flag}    # or: dev replace n2, remove n2, kill n1, start n1\n"
+    ));
     text.push_str("Ctrl-C stops all servers.");
     text
 }

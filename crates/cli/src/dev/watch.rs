@@ -30,6 +30,8 @@ pub(super) enum State {
     Starting,
     Leader,
     Follower,
+    /// It receives everything, and does not vote yet.
+    Learner,
     /// It answers and knows no leader.
     NoLeader,
     /// It runs, has answered before, and does not answer.
@@ -43,6 +45,7 @@ impl State {
             Self::Starting => "starting",
             Self::Leader => "leader",
             Self::Follower => "follower",
+            Self::Learner => "learner",
             Self::NoLeader => "no leader",
             Self::Silent => "silent",
             Self::Dead => "dead",
@@ -64,6 +67,20 @@ impl Watcher {
             endpoints: (0..count).map(|index| cluster.endpoint(index)).collect(),
             clients: (0..count).map(|_| None).collect(),
             last: vec![View::default(); count],
+        }
+    }
+
+    /// The servers are others from now on, or the same.
+    pub(super) fn follow(&mut self, cluster: &Cluster) {
+        let before = std::mem::replace(self, Self::new(cluster));
+        let known = before.endpoints.iter().zip(before.clients).zip(before.last);
+        for ((endpoint, client), last) in known {
+            let Some(at) = self.endpoints.iter().position(|other| other == endpoint) else {
+                continue;
+            };
+            if let (Some(place), Some(view)) = (self.clients.get_mut(at), self.last.get_mut(at)) {
+                (*place, *view) = (client, last);
+            }
         }
     }
 
@@ -117,6 +134,7 @@ fn view(last: &View, answer: Option<StatusResponse>, pid: u32, ended: Option<Exi
             let state = match status.leader() {
                 0 => State::NoLeader,
                 leader if leader == id => State::Leader,
+                _ if status.is_learner() => State::Learner,
                 _ => State::Follower,
             };
             let (term, applied) = (status.raft_term(), status.raft_applied_index());

@@ -2,14 +2,16 @@
 
 mod args;
 mod log;
+mod variables;
 
 use std::{
+    env,
     error::Error,
     io::{self, Read as _},
     thread,
 };
 
-use kontiki_server::{RunningServer, Server, StartError};
+use kontiki_server::{RunningServer, Server, StartError, metrics};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -26,13 +28,31 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     config
         .validate()
         .map_err(|error| Failure::usage(format!("{error}; see kontiki serve --help")))?;
+    let unknown = variables::unknown(environment());
+    if !unknown.tls.is_empty() {
+        let names = unknown.tls.join(", ");
+        return Err(Failure::usage(format!(
+            "{names}: TLS is not supported yet; unset what asks for it"
+        )));
+    }
     log::to_stderr(args.log_level());
+    for name in unknown.ignored {
+        tracing::warn!("{name} is a setting that this server does not know, and is ignored");
+    }
+    metrics::install();
     let runtime = runtime(args.threads()).map_err(Failure::new)?;
     let outcome = runtime.block_on(async {
-        let stop = Stop::new(args.stops_with_stdin()).map_err(Failure::new)?;
+        let mut stop = Stop::new(args.stops_with_stdin()).map_err(Failure::new)?;
         let name = config.name.as_str();
         tracing::info!(name, data_dir = %config.data_dir.display(), "starting");
-        let server = Server::start(config.clone()).await.map_err(|error| cannot_start(&error))?;
+        // One that joins may wait for a while until it is known.
+        let server = tokio::select! {
+            started = Server::start(config.clone()) => started.map_err(|error| cannot_start(&error))?,
+            reason = stop.asked() => {
+                tracing::info!(reason, "stopped before it had started");
+                return Ok(());
+            }
+        };
         until_stopped(server, stop).await
     });
     // A task that hangs must not keep a stopped server alive.
@@ -41,6 +61,13 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         // The last line of the log says it, and nothing else does.
         tracing::error!("{failure}");
         failure.into_told()
+    })
+}
+
+/// All variables that are text.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    env::vars_os().filter_map(|(name, value)| {
+        Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
     })
 }
 
