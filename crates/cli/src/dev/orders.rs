@@ -173,6 +173,7 @@ fn id_at(list: &MemberListResponse, url: &str) -> Option<u64> {
     list.members().iter().find(has_url).map(etcd_client::Member::id)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn refused(error: etcd_client::Error) -> Failure {
     Failure::new(client::describe(&error))
 }

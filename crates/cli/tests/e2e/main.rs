@@ -7,11 +7,13 @@
 mod chaos;
 mod chaos_disk;
 mod chaos_links;
+mod chaos_members;
 mod cluster;
 mod commands;
 mod dev;
 mod failing_disk;
 mod flags;
 mod load;
+mod members;
 mod proxy;
 mod servers;
