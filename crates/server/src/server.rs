@@ -1,8 +1,13 @@
 //! A whole server: its store, its replication, its sockets, and how it comes and goes.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use kontiki::{LogOptions, Raft, ReadMode};
+use kontiki::{Identity, LogOptions, Raft, ReadMode, RealDisk};
 use kontiki_store::{OpenError, Store, StoreOptions};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time};
 
@@ -95,12 +100,13 @@ impl Server {
             roster: Arc::clone(&roster),
             cues: Arc::clone(&cues),
         };
-        let builder = match birth {
+        let raft_dir = data_dir.join("raft");
+        let builder = match born(birth, &raft_dir, &advertised)? {
             Birth::Founder { me, voters } => Raft::builder(me, machine).bootstrap(voters),
             Birth::Joiner { others } => Raft::joiner(machine).join(others).advertise(advertised),
         };
         let raft = builder
-            .data_dir(data_dir.join("raft"))
+            .data_dir(raft_dir)
             .listen(listen_peers)
             .cluster_token(config.initial_cluster_token.clone())
             .request_timeout(config.request_timeout())
@@ -125,6 +131,25 @@ impl Server {
         }
         Ok(RunningServer::assemble(&config, raft, store, roster, listeners, cues))
     }
+}
+
+/// How the server has come to its cluster, if it has done so already. Whoever comes back is who
+/// it was: the flags of a founder may name other members by then than at its birth, as in etcd.
+/// A directory that was made for another server is left to be refused.
+fn born(birth: Birth, dir: &Path, advertised: &str) -> Result<Birth, StartError> {
+    let Birth::Founder { me, voters } = birth else { return Ok(birth) };
+    let found = Identity::of_dir(&RealDisk, dir)
+        .map_err(|source| StartError::DataDir { path: dir.to_owned(), source: source.into() })?;
+    let genesis = found.as_ref().map(|identity| &identity.genesis.members).into_iter().flatten();
+    let was: Vec<(u64, &str)> = genesis.map(|member| (member.id.get(), &*member.address)).collect();
+    let is: Vec<(u64, &str)> = voters.iter().map(|(id, at)| (*id, at.as_str())).collect();
+    let own = found.as_ref().map(|identity| (identity.node.get(), advertised));
+    if was != is && own.is_some_and(|own| was.contains(&own)) {
+        tracing::info!("--initial-cluster is not what this server was born with, and is ignored");
+        let others = voters.into_iter().map(|(_, at)| at).collect();
+        return Ok(Birth::Joiner { others });
+    }
+    Ok(Birth::Founder { me, voters })
 }
 
 /// Opens the store beside the runtime: it reads all keys, and that takes as long as it takes.

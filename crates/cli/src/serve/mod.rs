@@ -136,13 +136,16 @@ impl Stop {
         })
     }
 
-    /// Waits for the next request to stop, and names it.
+    /// Waits for the next request to stop, and names it. Can be dropped and asked again.
     async fn asked(&mut self) -> &'static str {
+        let stdin_closed = &mut self.stdin_closed;
         let closed = async {
-            match self.stdin_closed.take() {
+            match stdin_closed {
+                // Its sender is dropped, and never sends: this is the end.
                 Some(closed) => drop(closed.await),
                 None => std::future::pending().await,
             }
+            *stdin_closed = None;
         };
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
