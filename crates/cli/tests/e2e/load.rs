@@ -104,6 +104,16 @@ impl Load {
         .await
     }
 
+    /// Waits until no write has been done for so long.
+    pub(crate) async fn stopped_for(&self, time: Duration) {
+        until("no more writes", async || {
+            let history = self.history.borrow();
+            let last = history.acknowledged.last().map(|write| write.ended);
+            last.is_none_or(|last| time < last.elapsed()).then_some(())
+        })
+        .await;
+    }
+
     /// Stops the clients and checks everything that they saw, against the servers and against
     /// itself. Returns how many writes were acknowledged.
     pub(crate) async fn finish(self) -> usize {

@@ -5,6 +5,7 @@
 #![expect(clippy::print_stderr, reason = "what the servers logged belongs to a failure")]
 
 mod chaos;
+mod chaos_damage;
 mod chaos_disk;
 mod chaos_links;
 mod chaos_members;

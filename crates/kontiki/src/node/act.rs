@@ -26,7 +26,13 @@ impl<S: StateMachine> Node<S> {
                 }
             }
             // A thread that is gone has told why, or will have before the next turn.
-            Action::Write(write) => drop(self.threads.log.send(LogJob::Write(write))),
+            Action::Write(write) => {
+                if write.batch.is_repaired {
+                    let id = self.identity.id;
+                    tracing::info!(%id, "the log is repaired: this node takes part again");
+                }
+                drop(self.threads.log.send(LogJob::Write(write)));
+            }
             Action::Purge { upto } => drop(self.threads.log.send(LogJob::Purge(upto))),
             Action::Apply { what, waiters } => {
                 self.meters.on_committed(now, &waiters);

@@ -8,8 +8,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "write to the log and do not sync (pitfall D3)",
         file: "crates/log/src/log.rs",
         patches: &[(
-            "if !self.is_unsynced {\n            return Ok(());",
-            "if !self.is_unsynced || 0 < self.current_bytes {\n            return Ok(());",
+            "        if self.is_unsynced {\n            let result = self.current.file.sync_data();",
+            "        if self.is_unsynced && self.current_bytes == 0 {\n            let result = self.current.file.sync_data();",
         )],
     },
     Mutant {
@@ -83,7 +83,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "bring cut entries back on opening (etcd #22442)",
-        file: "crates/log/src/recover.rs",
+        file: "crates/log/src/replay.rs",
         patches: &[(
             "return Err(format!(\"entries between {last} and index {first} are missing\"));\n        }\n        self.entries.truncate(first);",
             "return Err(format!(\"entries between {last} and index {first} are missing\"));\n        }\n        self.entries.truncate(last.index.next());",
@@ -92,10 +92,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "do not miss a segment (pitfall D7)",
         file: "crates/log/src/recover.rs",
-        patches: &[(
-            "if let Some(pair) = numbers.windows(2).find(|pair| pair[0] + 1 != pair[1]) {",
-            "if let Some(pair) = numbers.windows(2).find(|pair| pair[0] == pair[1]) {",
-        )],
+        patches: &[("&& end.segment.number + 1 != number", "&& end.segment.number == number")],
     },
     Mutant {
         name: "do not miss what a seal promises (pitfall D7)",

@@ -24,8 +24,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "readmit a damaged node before a quorum without it has answered",
         file: "crates/raft/src/damage.rs",
         patches: &[(
-            "&& ailing.heard_at < healthy",
-            "&& ailing.heard_at <= healthy.max(ailing.heard_at)",
+            "&& ailing.heard_at < slowest",
+            "&& ailing.heard_at <= slowest.max(ailing.heard_at)",
         )],
     },
     Mutant {
