@@ -180,8 +180,7 @@ fn is_in_use(segment: &Segment, header: &SegmentHeader) -> bool {
 }
 
 impl Recovery {
-    /// Removes what a crash has left of a purge or a reset: segments before the one with the
-    /// first entry. The record that tells where the log starts must stay.
+    /// Removes what a crash has left of a purge or a reset.
     fn remove_leftovers(
         &mut self,
         disk: &dyn Disk,
@@ -189,8 +188,7 @@ impl Recovery {
         start_segment: u32,
     ) -> Result<(), LogError> {
         let entries = &mut self.entries;
-        let first = entries.first_segment_after(entries.start().index, self.current.number);
-        let kept = entries.segments.split_off(&first.min(start_segment));
+        let kept = entries.segments.split_off(&start_segment);
         let leftovers = mem::replace(&mut entries.segments, kept);
         for segment in leftovers.values() {
             disk.remove(&segment.path).map_err(LogError::io("remove", &segment.path))?;

@@ -33,7 +33,8 @@ pub(crate) struct Replay {
     /// While it is false the segments before the first that is left may have been purged or
     /// lost. A later record tells which.
     pub(crate) is_start_known: bool,
-    /// Which segment holds the record that tells it.
+    /// The first segment that was needed when that record was written: those before it are
+    /// leftovers. Later ones may be of no use today, but the record may rely on them.
     pub(crate) start_segment: Option<u32>,
     /// Behind the last record that was carried out, and before a seal. `None` while nothing was
     /// found good.
@@ -139,13 +140,24 @@ impl Replay {
                 self.start_segment = Some(segment);
             }
             Record::Cut { first } => {
-                if first <= self.entries.start().index {
-                    return Err(format!("entry {first} is cut, but it was purged"));
-                }
+                self.go_back_to(first)?;
                 self.entries.truncate(first);
             }
         }
         self.hard_state = hard_state.unwrap_or(self.hard_state);
+        Ok(())
+    }
+
+    /// Where the log starts is not known while only its later segments were read: what is
+    /// replaced may lie before.
+    fn go_back_to(&mut self, first: Index) -> Result<(), String> {
+        let start = self.entries.start();
+        if first <= start.index {
+            if self.is_start_known || first == Index::ZERO {
+                return Err(format!("entry {first} is replaced after {start} was purged"));
+            }
+            self.entries.restart_at(first);
+        }
         Ok(())
     }
 
@@ -157,13 +169,7 @@ impl Replay {
         mut reader: ByteReader<'_>,
     ) -> Result<(), String> {
         let first = head.first_index;
-        let start = self.entries.start();
-        if first <= start.index {
-            if self.is_start_known || first == Index::ZERO {
-                return Err(format!("entry {first} is written again after {start} was purged"));
-            }
-            self.entries.restart_at(first);
-        }
+        self.go_back_to(first)?;
         let last = self.entries.last();
         if last.index.next() < first {
             return Err(format!("entries between {last} and index {first} are missing"));
@@ -212,7 +218,7 @@ impl Replay {
         }
         self.entries.start_at(start.at, start.membership);
         self.is_start_known = true;
-        self.start_segment = Some(segment);
+        self.start_segment = Some(self.entries.first_segment_after(start.at.index, segment));
         Ok(())
     }
 }

@@ -400,3 +400,41 @@ fn arbitrary_bytes_are_set_aside_and_never_panic() {
         }
     }
 }
+
+/// What is cut may lie before the segment that says so, and that before it may be purged.
+#[test]
+fn a_cut_below_its_segment_survives_a_purge() {
+    let disk = SimDisk::new();
+    let (mut log, opened) = open(&disk).unwrap();
+    let mut expected = Expected::new(Model::observe(&log, &opened));
+    for index in 1..=9 {
+        write(&mut log, committed(1, (index - 1).min(2), [command(index, 1, 1000)]));
+    }
+    drop(log);
+    disk.kill();
+    let (second, _) = records(&disk, &segment(3))[1];
+    disk.overwrite(&segment(3), second, &[0xEE; 64]);
+    let (found, damaged, _) = observe(&disk, "damaged");
+    assert_eq!((found.last(), damaged), (EntryId::new(2, 1), Some(range(3, 8))));
+
+    expected.durable = found;
+    let (mut log, _) = open(&disk).unwrap();
+    for index in 3..=5 {
+        let batches = vec![batch([command(index, 2, 1000)])];
+        expected.write(&batches);
+        log.write(batches).unwrap();
+        log.sync().unwrap();
+        expected.synced();
+    }
+    let start = log.purge(EntryId::new(2, 1)).unwrap();
+    assert_eq!(start, EntryId::new(2, 1));
+    assert!(!disk.files().contains(&segment(2)));
+    expected.purged(start);
+    drop(log);
+    for seed in 0..4 {
+        disk.crash(seed);
+        let (found, _, opened) = observe(&disk, "purged");
+        assert!(expected.allows(&found), "{found}\n{expected}");
+        assert_eq!(opened.report.damage, None);
+    }
+}
