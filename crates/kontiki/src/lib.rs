@@ -60,12 +60,16 @@
 //! ([`LogStore`]), the network ([`Transport`]), the clock ([`Clock`]), the file system
 //! ([`Disk`]).
 //!
+//! # More
+//!
+//! Snapshots, changes of members, leases, sessions, damaged logs, full disks: `docs/library.md`
+//! says of each what it guarantees, what it costs and when it fails. What a node measures of
+//! itself is in `docs/metrics.md`.
+//!
 //! # Limits
 //!
-//! There are no snapshots yet. The log is purged up to what every voter holds and the state
-//! machine has made durable ([`StateMachine::durable_applied`]): so it grows while a node stays
-//! away, and it grows for ever under a state machine in memory. Members are those of
-//! [`Builder::bootstrap`], and they do not change. Peers are not authenticated.
+//! One group of nodes for each [`Raft`]. Peers are not authenticated, and nothing is encrypted:
+//! the network between them belongs to you alone.
 
 mod apply_thread;
 mod builder;
@@ -102,7 +106,10 @@ pub use error::{
 pub use event::{Action, Answer, Event, RequestId};
 pub use handle::{Applied, NodeIdentity, Raft, Status};
 pub use kontiki_disk::{Disk, DiskFile, DiskLock, RealDisk};
-pub use kontiki_log::{Identity, IdentityRequest, LogError, LogOptions};
+pub use kontiki_log::{
+    ForceReport, ForceRequest, Identity, IdentityRequest, LogError, LogOptions, OnDamage,
+    force_single_member,
+};
 pub use kontiki_raft::{
     Bytes, Change, ChangeError, ChangeSet, Config, Entry, EntryId, Envelope, Index, Member,
     MemberRole, Membership, Message, NodeId, Payload, ProgressState, ProgressStatus, Promotion,
@@ -122,3 +129,8 @@ pub use transport::{
     SnapshotSink, SnapshotSource, SnapshotStore, SnapshotTransfer, StoreCheck, Transport,
     message_bytes,
 };
+
+/// The snippets of the page are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/library.md")]
+struct Page;
