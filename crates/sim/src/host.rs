@@ -226,7 +226,9 @@ impl World {
             Action::Apply { what, waiters } => self.submit_apply(id, what, waiters),
             Action::Answer { id: request, answer } => self.answer(id, request.0, answer),
             Action::Purge { upto } => {
-                self.process(id)?.purge = Some(upto);
+                let process = self.process(id)?;
+                process.purge = Some(upto);
+                process.purge_asked = upto.index;
                 self.maybe_purge(id)
             }
             Action::SendSnapshot { to, session, at_least } => {

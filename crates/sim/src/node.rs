@@ -72,6 +72,8 @@ pub(crate) struct Process {
     /// The write that is on its way to the disk.
     pub(crate) syncing: Option<WriteTicket>,
     pub(crate) purge: Option<EntryId>,
+    /// The core needs nothing up to here.
+    pub(crate) purge_asked: Index,
     /// A write has failed: nothing is written any more.
     pub(crate) has_failed: bool,
     pub(crate) is_filling: bool,

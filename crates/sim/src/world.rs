@@ -63,6 +63,8 @@ pub struct Setup {
     /// A node makes a snapshot when it has applied so many bytes since the last one. Zero: it
     /// never does by itself.
     pub snapshot_bytes: u64,
+    /// As `snapshot_bytes`, counted in commands.
+    pub snapshot_commands: u64,
     /// Snapshots travel in pieces of so many bytes.
     pub chunk_bytes: u64,
     /// How many pieces of snapshots in a million are damaged on the way.
@@ -95,6 +97,7 @@ impl Setup {
             timer_lateness: Duration::ZERO,
             request_timeout: Duration::from_secs(5),
             snapshot_bytes: 0,
+            snapshot_commands: 0,
             chunk_bytes: 16 * 1024,
             chunk_damage: 0,
             has_priorities: false,
@@ -375,6 +378,21 @@ impl World {
     #[must_use]
     pub fn is_paused(&self, id: NodeId) -> bool {
         self.nodes[place(id)].held.is_some()
+    }
+
+    /// What a node keeps of its log, in bytes of entries: those that it has not been told to
+    /// purge.
+    #[must_use]
+    pub fn state_bytes(&self, id: NodeId) -> usize {
+        let asked = self.nodes[place(id)].process.as_ref().map_or(Index::ZERO, |p| p.purge_asked);
+        self.ledger.bytes_after(id, asked)
+    }
+
+    /// What the newest snapshot of a node takes, in bytes.
+    #[must_use]
+    pub fn snapshot_bytes(&self, id: NodeId) -> u64 {
+        let process = self.nodes[place(id)].process.as_ref();
+        process.and_then(|process| process.snapshots.newest()).map_or(0, |info| info.bytes)
     }
 
     /// The disk of a node.

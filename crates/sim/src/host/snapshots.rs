@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Shipping {
     /// Applied since the last snapshot, in bytes.
     pub(crate) bytes_since: u64,
+    /// How many commands the last one stands for.
+    commands_at: u64,
     making: Option<(SnapshotMeta, SnapshotFileWriter)>,
     /// Followers that wait for a snapshot to be made.
     wanted: Vec<(NodeId, Session, Index)>,
@@ -71,8 +73,12 @@ impl World {
 
     /// A batch was applied: is it time for a snapshot?
     pub(super) fn maybe_snapshot(&mut self, id: NodeId) -> Checked {
-        let every = self.setup.snapshot_bytes;
-        if 0 < every && every <= self.process(id)?.shipping.bytes_since {
+        let (bytes, commands) = (self.setup.snapshot_bytes, self.setup.snapshot_commands);
+        let process = self.process(id)?;
+        let newer = process.machine.commands.saturating_sub(process.shipping.commands_at);
+        let is_due = (0 < bytes && bytes <= process.shipping.bytes_since)
+            || (0 < commands && commands <= newer);
+        if is_due {
             return self.begin_snapshot(id);
         }
         Ok(())
@@ -92,6 +98,7 @@ impl World {
             .ok_or_else(|| format!("{id} has applied {applied}, which is not committed"))?;
         let process = self.process(id)?;
         process.shipping.bytes_since = 0;
+        process.shipping.commands_at = process.machine.commands;
         let bytes = process.machine.encode();
         // What fails here is tried again some time later.
         let Ok(mut writer) = process.snapshots.begin(&meta) else { return Ok(()) };
@@ -126,7 +133,7 @@ impl World {
         for (to, session, at_least) in std::mem::take(&mut process.shipping.wanted) {
             self.send_snapshot(id, to, session, at_least)?;
         }
-        Ok(())
+        self.maybe_snapshot(id)
     }
 
     /// Up to here the state is known after a crash.

@@ -42,6 +42,7 @@ impl World {
         self.truth.assert_machine(id, &machine)?;
         self.ledger.on_restart(id, &recovered)?;
 
+        let log_start = recovered.log_start.index;
         let newest = recovered.memberships.last().map(|(_, membership)| Arc::clone(membership));
         let membership = newest.ok_or_else(|| format!("{id} has no membership"))?;
         let clock = self.new_clock(id, count);
@@ -72,6 +73,7 @@ impl World {
             waiting: Vec::new(),
             syncing: None,
             purge: None,
+            purge_asked: log_start,
             has_failed: false,
             is_filling: false,
             to_apply: VecDeque::new(),

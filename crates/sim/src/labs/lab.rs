@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kontiki_raft::{NodeId, Role, Term};
 
+use super::Keeps;
 use crate::{
     command::Action,
     dice::{Dice, Draws, Stream},
@@ -21,6 +22,10 @@ use crate::{
 
 /// The election timeout of the course's tests, and of ours.
 pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a server may keep of its log where that is bounded: the entries that neither its newest
+/// snapshot nor the policy has made superfluous. Its files are cut by whole segments, later.
+const STATE_BYTES_MAX: usize = 2_000;
 
 /// No test may take longer, in virtual time.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
@@ -36,6 +41,7 @@ pub struct Lab {
     next_value: u64,
     /// Whom `one` asks first next time.
     next_asked: u64,
+    keeps: Keeps,
 }
 
 /// Where a leader has put a command.
@@ -68,14 +74,17 @@ impl Lab {
     /// # Errors
     ///
     /// When an invariant breaks.
-    pub fn new(seed: u64, nodes: u64) -> Done<Self> {
-        let mut world = World::new(draw_setup(seed, nodes));
+    pub(crate) fn new(seed: u64, nodes: u64, keeps: Keeps) -> Done<Self> {
+        let mut setup = draw_setup(seed, nodes);
+        set_keeps(&mut setup, keeps);
+        let mut world = World::new(setup);
         world.set_time_limit(TIME_LIMIT);
         Ok(Self {
             draws: Draws::new(Dice::new(seed), Stream::Scenario, 0),
             is_cut: (0..nodes).map(|_| false).collect(),
             next_value: 1,
             next_asked: 0,
+            keeps,
             world,
         })
     }
@@ -173,9 +182,25 @@ impl Lab {
         }
     }
 
-    /// No server keeps more than it is allowed to.
-    pub(crate) fn check_sizes(&self) -> Done {
-        Ok(())
+    /// No server that runs keeps more of its log than it is allowed to, or it stops to within a
+    /// second: the last snapshot may be on its way to the disk.
+    pub(crate) fn check_sizes(&mut self) -> Done {
+        if self.keeps == Keeps::All {
+            return Ok(());
+        }
+        let largest = |world: &World| {
+            let up = world.node_ids().filter(|&id| world.is_up(id));
+            up.map(|id| (world.state_bytes(id), id)).max()
+        };
+        let is_small =
+            |world: &World| largest(world).is_none_or(|(bytes, _)| bytes <= STATE_BYTES_MAX);
+        let is_patient = self.keeps == Keeps::Bytes;
+        let patience = if is_patient { Duration::from_secs(1) } else { Duration::ZERO };
+        if self.world.run_until(patience, is_small)? {
+            return Ok(());
+        }
+        let largest = largest(&self.world);
+        Err(self.failure(format!("a log keeps more than {STATE_BYTES_MAX} B: {largest:?}")))
     }
 
     pub(crate) fn set_unreliable(&mut self, is_unreliable: bool) {
@@ -437,6 +462,20 @@ impl Lab {
         }
         self.world.start_all()
     }
+}
+
+/// Where the state is bounded, the machine is in memory, so that a snapshot is all it has.
+fn set_keeps(setup: &mut Setup, keeps: Keeps) {
+    match keeps {
+        Keeps::All => return,
+        Keeps::Commands => setup.snapshot_commands = 10,
+        Keeps::Bytes => setup.snapshot_bytes = 500,
+    }
+    setup.machine = MachineKind::Memory;
+    setup.config.log_keep_bytes = 0;
+    setup.config.log_bytes_max = 300;
+    setup.config.purge_entries_min = 1;
+    setup.log.segment_bytes = 5 * 1024;
 }
 
 /// Disks, clocks and sizes are drawn anew for each run: no scenario may depend on them.

@@ -90,7 +90,7 @@ pub fn run_one(scenario: &Scenario, seed: u64) -> Run {
     set_current(Some(Current { name: scenario.name, seed, recorder: Rc::clone(&recorder) }));
     // A broken assertion of the product is a failed run like any other, where panics unwind.
     let played = catch_unwind(AssertUnwindSafe(|| {
-        let mut lab = Lab::new(seed, scenario.nodes)?;
+        let mut lab = Lab::new(seed, scenario.nodes, scenario.keeps)?;
         lab.world.set_recorder(Rc::clone(&recorder));
         let result = (scenario.play)(&mut lab).and_then(|()| lab.final_power_failure());
         lab.world.digest_disks();

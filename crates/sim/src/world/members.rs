@@ -114,7 +114,12 @@ impl World {
         let (at, membership) = self.committed_membership();
         let voters: Vec<NodeId> = membership.voters().collect();
         let states: Vec<_> = nodes.iter().map(|&id| (id, self.status(id))).collect();
-        format!("committed membership {at} with voters {voters:?}; {states:?}")
+        let live: Vec<String> = self
+            .live_memberships()
+            .iter()
+            .map(|m| format!("{:?} from {:?}", m.voters().collect::<Vec<_>>(), m.outgoing))
+            .collect();
+        format!("committed membership {at} with voters {voters:?} of {live:?}; {states:?}")
     }
 }
 
