@@ -37,7 +37,7 @@ pub(crate) struct LabsArgs {
     list: bool,
 }
 
-fn jobs(text: &str) -> Result<usize, String> {
+pub(crate) fn jobs(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=1024) => Ok(count),
         _ => Err("must be from 1 to 1024".to_owned()),
@@ -48,7 +48,7 @@ fn jobs(text: &str) -> Result<usize, String> {
 pub(crate) fn run(args: LabsArgs, stdout: &mut dyn io::Write) -> Result<(), Failure> {
     if args.list {
         for scenario in SCENARIOS {
-            writeln!(stdout, "{:<28} {} servers", scenario.name, scenario.nodes)?;
+            writeln!(stdout, "{:<66} {} servers", scenario.name, scenario.nodes)?;
         }
         return Ok(());
     }

@@ -8,6 +8,7 @@ mod duration;
 mod failure;
 mod labs;
 mod serve;
+mod sim;
 
 use std::{
     env,
@@ -47,6 +48,8 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Run the labs of the Raft course in simulated worlds
     Labs(labs::LabsArgs),
+    /// Run random worlds with every fault there is
+    Sim(sim::SimArgs),
     #[command(flatten)]
     Client(Box<ClientCommand>),
 }
@@ -84,6 +87,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Dev(args) => one_thread()?.block_on(dev::run(args)),
         Command::Serve(args) => serve::run(&args),
         Command::Labs(args) => labs::run(args, &mut stdout),
+        Command::Sim(args) => sim::run(&args, &mut stdout),
         Command::Bench(args) => {
             let report = one_thread()?.block_on(bench::run(*args))?;
             stdout.write_all(report.as_bytes())?;

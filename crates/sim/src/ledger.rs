@@ -36,7 +36,7 @@ use kontiki_raft::{
 use crate::{
     truth::command_of,
     view::Delta,
-    witness::{Life, Pending, Witness, assert_hard_state},
+    witness::{Life, Pending, Witness},
 };
 
 /// A sentence that says which rule was broken, and how.
@@ -270,7 +270,7 @@ impl Ledger {
         }
         let witness = self.witness_mut(id);
         if let Some(state) = batch.hard_state {
-            assert_hard_state(id, witness.newest, state)?;
+            witness.assert_hard_state(witness.newest, state)?;
             witness.newest = state;
         }
         let first = batch.entries.first().map_or(Index::ZERO, |entry| entry.id.index);

@@ -80,9 +80,12 @@ impl Witness {
     /// Takes a write for durable, and looks at the vote that comes with it.
     pub(crate) fn acknowledge(&mut self, pending: &Pending) -> Result<(), Broken> {
         self.durable.write(&pending.delta)?;
+        let Some(state) = pending.hard_state else {
+            self.is_damaged &= !pending.is_repaired;
+            return Ok(());
+        };
+        self.assert_hard_state(self.hard_state, state)?;
         self.is_damaged &= !pending.is_repaired;
-        let Some(state) = pending.hard_state else { return Ok(()) };
-        assert_hard_state(self.id, self.hard_state, state)?;
         self.hard_state = state;
         if let Some(vote) = state.voted_for {
             let earlier = self.votes.insert(state.term, vote);
@@ -162,7 +165,9 @@ impl Witness {
         let start = self.durable.start().index.max(found.start().index);
         let agrees = (start.get()..=last.get().min(self.durable.last().index.get()))
             .all(|index| found.term_at(Index(index)) == self.durable.term_at(Index(index)));
-        if lost != last.next() || !agrees {
+        // What was damaged before may be refilled in part.
+        let is_told = lost == last.next() || (self.is_damaged && lost <= last.next());
+        if !is_told || !agrees {
             return Err(format!(
                 "{} says that it has lost {damaged:?}, and holds {last}; it held {}",
                 self.id,
@@ -194,19 +199,21 @@ impl Witness {
             self.id, self.hard_state
         ))
     }
-}
 
-/// Term, vote in a term, and commit index only grow.
-pub(crate) fn assert_hard_state(
-    id: NodeId,
-    before: HardState,
-    after: HardState,
-) -> Result<(), Broken> {
-    let keeps_vote = before.term < after.term
-        || before.voted_for.is_none()
-        || before.voted_for == after.voted_for;
-    if after.term < before.term || !keeps_vote || after.commit < before.commit {
-        return Err(format!("{id} writes {after:?} after {before:?}"));
+    /// Term, vote in a term, and commit index only grow. Who has lost entries does not know how
+    /// much of them was committed.
+    pub(crate) fn assert_hard_state(
+        &self,
+        before: HardState,
+        after: HardState,
+    ) -> Result<(), Broken> {
+        let keeps_vote = before.term < after.term
+            || before.voted_for.is_none()
+            || before.voted_for == after.voted_for;
+        let keeps_commit = self.is_damaged || before.commit <= after.commit;
+        if after.term < before.term || !keeps_vote || !keeps_commit {
+            return Err(format!("{} writes {after:?} after {before:?}", self.id));
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -65,6 +65,8 @@ pub struct Setup {
     pub snapshot_bytes: u64,
     /// As `snapshot_bytes`, counted in commands.
     pub snapshot_commands: u64,
+    /// How long a snapshot takes to be written, from and to.
+    pub snapshot_time: (Duration, Duration),
     /// Snapshots travel in pieces of so many bytes.
     pub chunk_bytes: u64,
     /// How many pieces of snapshots in a million are damaged on the way.
@@ -98,6 +100,7 @@ impl Setup {
             request_timeout: Duration::from_secs(5),
             snapshot_bytes: 0,
             snapshot_commands: 0,
+            snapshot_time: (Duration::from_micros(100), Duration::from_millis(100)),
             chunk_bytes: 16 * 1024,
             chunk_damage: 0,
             has_priorities: false,

@@ -114,7 +114,7 @@ impl World {
 
     fn snapshot_delay(&mut self, id: NodeId) -> u64 {
         let count = self.count(id);
-        let range = nanos(Duration::from_micros(100))..=nanos(Duration::from_millis(100));
+        let range = nanos(self.setup.snapshot_time.0)..=nanos(self.setup.snapshot_time.1);
         self.dice.within(&range, Stream::Snapshot, id.get(), count)
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use kontiki::Replica;
 use kontiki_log::{IdentityRequest, Log, LogError, Opened, Snapshots};
-use kontiki_raft::{Config, NodeId, Recovered, SnapshotMeta, StoreId};
+use kontiki_raft::{Config, NodeId, Recovered, RestoreError, SnapshotMeta, StoreId};
 
 use super::snapshots::{Shipping, machine_of};
 use crate::{
@@ -29,12 +29,16 @@ impl World {
             Err(error) if error.is_damage() && self.ledger.is_damaged(id) => {
                 return self.give_up_disk(id);
             }
+            Err(LogError::NoSpace { .. }) => return self.stay_down(id),
             Err(error) => return Err(format!("the log of {id} does not open: {error}")),
         };
         let mut recovered = opened.recovered;
         let chunk_bytes = usize::try_from(self.setup.chunk_bytes).unwrap_or(1);
-        let snapshots = Snapshots::open_with_chunks(disk, &data_dir(id), chunk_bytes)
-            .map_err(|error| format!("the snapshots of {id} do not open: {error}"))?;
+        let snapshots = match Snapshots::open_with_chunks(disk, &data_dir(id), chunk_bytes) {
+            Ok(snapshots) => snapshots,
+            Err(LogError::NoSpace { .. }) => return self.stay_down(id),
+            Err(error) => return Err(format!("the snapshots of {id} do not open: {error}")),
+        };
         let Some(machine) = self.recover_machine(id, &snapshots, &recovered)? else {
             return self.give_up_disk(id);
         };
@@ -56,8 +60,11 @@ impl World {
             },
             ..self.setup.config.clone()
         };
-        let replica = Replica::new(config, recovered, clock.at(self.now))
-            .map_err(|error| format!("{id} does not start: {error}"))?;
+        let replica = match Replica::new(config, recovered, clock.at(self.now)) {
+            Ok(replica) => replica,
+            Err(RestoreError::DamagedAlone { .. }) => return self.give_up_disk(id),
+            Err(error) => return Err(format!("{id} does not start: {error}")),
+        };
         let node = self.node_mut(id);
         node.lives += 1;
         node.process = Some(Process {
@@ -126,6 +133,13 @@ impl World {
             "{id} has a log after {} and a state of {}: the entries between are gone",
             recovered.log_start, machine.applied
         ))
+    }
+
+    /// There is no room to recover: the process exits, and may be started again.
+    fn stay_down(&mut self, id: NodeId) -> Checked {
+        self.note(Note::Full { node: id });
+        self.node_mut(id).disk.kill();
+        Ok(())
     }
 
     /// A disk that was damaged on purpose cannot be started from: the server has to be replaced.

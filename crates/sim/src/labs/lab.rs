@@ -471,6 +471,8 @@ fn set_keeps(setup: &mut Setup, keeps: Keeps) {
         Keeps::Commands => setup.snapshot_commands = 10,
         Keeps::Bytes => setup.snapshot_bytes = 500,
     }
+    // Small states are written quickly.
+    setup.snapshot_time = (Duration::from_micros(100), Duration::from_millis(5));
     setup.machine = MachineKind::Memory;
     setup.config.log_keep_bytes = 0;
     setup.config.log_bytes_max = 300;

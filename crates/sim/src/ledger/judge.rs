@@ -155,7 +155,9 @@ impl Ledger {
                 life.commit, life.applied, status.commit_index, status.applied_index
             ));
         }
-        if status.commit_index < status.applied_index
+        // A log that was damaged may end before what was applied, until it is refilled.
+        let is_damaged = self.witness(id).is_damaged;
+        if (status.commit_index < status.applied_index && !is_damaged)
             || status.last.index < status.commit_index
             || (status.applied_index < status.log_start.index && life.installs.is_none())
         {
