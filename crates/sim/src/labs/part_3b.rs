@@ -21,7 +21,7 @@ pub(super) fn snapshot_rpc(lab: &mut Lab) -> Done {
     let all: Vec<NodeId> = lab.world.node_ids().collect();
     let mut any = Clerk::new(lab, 1, all.clone());
     clerk::put(lab, &mut any, key(b'a'), "A")?;
-    let _ = clerk::get(lab, &mut any, key(b'a'))?;
+    clerk::check(lab, &mut any, key(b'a'), "A")?;
 
     lab.part(&all[..2], &all[2..]);
     let mut first = Clerk::new(lab, 2, all[..2].to_vec());

@@ -31,7 +31,7 @@ impl Play {
         let up: Vec<NodeId> = self.world.node_ids().filter(|&id| self.world.is_up(id)).collect();
         // Most operators find the leader.
         let any = usize::try_from(arg % 7).ok().and_then(|at| up.get(at % up.len().max(1)));
-        let asked = leader(&self.world).filter(|_| arg % 3 != 0).or(any.copied());
+        let asked = leader(&self.world).filter(|_| !arg.is_multiple_of(3)).or(any.copied());
         let (Some(asked), Some(member)) = (asked, self.member(what, arg)) else { return Ok(()) };
         let nodes = self.world.node_ids().count();
         if NODES_MAX <= nodes && matches!(what, What::AddLearner | What::Replace) {

@@ -55,8 +55,8 @@ impl Play {
             self.take(step)?;
         }
         self.run_until(self.scenario.end)?;
-        let core = self.end_faults()?;
-        self.check_liveness(&core)?;
+        let mut core = self.end_faults()?;
+        self.check_liveness(&mut core)?;
         self.world.check_linearizable().map_err(|error| self.world.failure(error.to_string()))?;
         self.world.audit_disks()?;
         self.world.digest_disks();
@@ -283,16 +283,16 @@ impl Play {
     }
 
     /// Clients that try again are served soon, and all that run catch up.
-    fn check_liveness(&mut self, core: &[NodeId]) -> Result<(), Failure> {
+    fn check_liveness(&mut self, core: &mut Vec<NodeId>) -> Result<(), Failure> {
         // An election or two, with timeouts of up to two seconds each, slow disks, a snapshot.
         const LIMIT: Duration = Duration::from_secs(30);
         self.world.setup.request_timeout = Duration::from_secs(2);
-        let (_, membership) = self.world.committed_membership();
-        let is_member = |id: &&NodeId| membership.member(**id).is_some() && self.world.is_up(**id);
-        let Some(&id) = core.iter().find(is_member) else { return Ok(()) };
         let end = self.world.now() + LIMIT;
         for is_read in [false, true] {
             loop {
+                self.widen(core)?;
+                // A change that was under way may have removed whoever was asked last.
+                let Some(id) = self.world.any_member(core) else { return Ok(()) };
                 let number = if is_read {
                     self.world.read(id, 0)?
                 } else {
@@ -315,12 +315,15 @@ impl Play {
                 self.set_up()?;
             }
         }
+        let core = &*core;
         let is_caught_up = |world: &World| {
             let (_, membership) = world.committed_membership();
             let counts = |id| membership.member(id).is_some() && !world.is_dead(id);
+            // Who has lost something is let in when every other voter was heard of.
+            let can_repair = membership.voters().all(|id| core.contains(&id) && world.is_up(id));
             core.iter().filter(|&&id| counts(id)).all(|&id| {
                 world.status(id).is_some_and(|s| s.applied == world.committed_index())
-                    && !world.is_damaged(id)
+                    && (!can_repair || !world.is_damaged(id))
             })
         };
         if !self.world.run_until(LIMIT, is_caught_up)? {
@@ -329,6 +332,26 @@ impl Play {
         }
         // Whatever is still open is answered by its deadline.
         self.world.run_for(Duration::from_secs(9))
+    }
+
+    /// A change that was on its way when the nodes were chosen may ask for more of them.
+    fn widen(&mut self, core: &mut Vec<NodeId>) -> Result<(), Failure> {
+        let needed = self.world.choose_core(self.scenario.first, false);
+        if needed.iter().all(|id| core.contains(id)) || self.world.is_quorum(core) {
+            return Ok(());
+        }
+        for id in needed {
+            if !core.contains(&id) {
+                core.push(id);
+            }
+            self.world.start(id)?;
+        }
+        for &from in &*core {
+            for &to in &*core {
+                self.world.heal(from, to);
+            }
+        }
+        Ok(())
     }
 
     fn count(&mut self) {

@@ -109,6 +109,21 @@ impl World {
         core
     }
 
+    /// Whether these nodes, those of them that are whole, are a quorum of whatever membership
+    /// stands in their logs.
+    pub(crate) fn is_quorum(&self, core: &[NodeId]) -> bool {
+        let memberships = self.ledger.memberships_of(core.iter().copied());
+        let counts = |id| core.contains(&id) && !self.is_damaged(id) && !self.is_dead(id);
+        memberships.iter().all(|membership| membership.has_quorum(counts))
+    }
+
+    /// One of these nodes that runs and belongs to the cluster.
+    pub(crate) fn any_member(&self, nodes: &[NodeId]) -> Option<NodeId> {
+        let (_, membership) = self.committed_membership();
+        let fits = |id: &&NodeId| membership.member(**id).is_some() && self.is_up(**id);
+        nodes.iter().find(fits).copied()
+    }
+
     /// What these nodes would say of themselves.
     pub(crate) fn describe(&self, nodes: &[NodeId]) -> String {
         let (at, membership) = self.committed_membership();
