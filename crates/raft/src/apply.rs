@@ -56,8 +56,11 @@ impl Applying {
             self.handed_out,
         );
         self.applied = self.applied.max(upto);
-        // A snapshot may be durable before it is installed.
-        self.durable = self.durable.max(durable.min(self.applied));
+        // A snapshot beyond that was received and is not installed: if the log is never reset to
+        // it, it stands for nothing, and what is before it is still needed.
+        if durable <= self.applied {
+            self.durable = self.durable.max(durable);
+        }
         while self.outstanding.front().is_some_and(|&(last, _)| last <= upto) {
             if let Some((_, bytes)) = self.outstanding.pop_front() {
                 self.outstanding_bytes -= bytes;

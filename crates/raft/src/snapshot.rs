@@ -48,16 +48,17 @@ impl RaftCore {
     pub(crate) fn strand(&mut self, to: NodeId) {
         let at_least = self.log.start().index;
         let State::Leader(leading) = &mut self.state else { return };
-        let session = leading.next_session();
         let Some(progress) = leading.progress.get_mut(&to) else { return };
         progress.strand();
-        let sending = &mut progress.sending;
+        let sending = progress.sending;
         // Who was removed is sent to for a while, but no snapshot.
         let is_leaving = progress.leaves_at.is_some();
         if is_leaving || sending.under_way.is_some() || self.now < sending.again_at {
             return;
         }
-        sending.under_way = Some(session);
+        let session = leading.next_session();
+        let Some(progress) = leading.progress.get_mut(&to) else { return };
+        progress.sending.under_way = Some(session);
         self.snapshot_effects.push(SnapshotEffect::Send { to, session, at_least });
     }
 

@@ -16,8 +16,8 @@ use kontiki_raft::{
     AppendEntries, AppendEntriesReply, AppendResult, Apply, Body, Bytes, Change, ChangeSet, Config,
     Effects, Entry, EntryId, HardState, Index, Input, LogWrite, MemberRole, Membership, Message,
     NodeId, Outbound, Payload, Promotion, Proposal, ProposalId, RaftCore, ReadId, ReadMode,
-    Recovered, Rejection, Report, RequestVote, RequestVoteReply, Role, Round, Session, StoreId,
-    Term, Timestamp, Unavailable, VoteKind,
+    Readmission, Recovered, Rejection, Report, RequestVote, RequestVoteReply, Role, Round, Session,
+    SnapshotMeta, StoreId, Term, Timestamp, Unavailable, VoteKind,
 };
 
 const SEEDS: u64 = 300;
@@ -47,6 +47,8 @@ fn no_message_makes_a_node_panic() {
     assert!(SEEDS / 10 < seen.replaced, "{seen:?}");
     assert!(SEEDS / 10 < seen.reconfigured, "{seen:?}");
     assert!(SEEDS / 10 < seen.led_joint, "{seen:?}");
+    assert!(SEEDS / 10 < seen.installed, "{seen:?}");
+    assert!(SEEDS / 10 < seen.recovered, "{seen:?}");
 }
 
 /// How often a node came to places where a panic could hide.
@@ -58,6 +60,8 @@ struct Seen {
     replaced: u64,
     reconfigured: u64,
     led_joint: u64,
+    installed: u64,
+    recovered: u64,
 }
 
 impl Seen {
@@ -68,6 +72,8 @@ impl Seen {
         self.purged += u64::from(Index::ZERO < status.log_start.index);
         self.replaced += u64::from(node.has_replaced);
         self.reconfigured += u64::from(node.has_reconfigured);
+        self.installed += u64::from(node.has_installed);
+        self.recovered += u64::from(node.has_recovered);
         let is_leader = status.soft_state.role == Role::Leader;
         self.led_joint += u64::from(is_leader && status.membership.is_joint());
     }
@@ -86,6 +92,11 @@ struct Node {
     requests: u64,
     has_replaced: bool,
     has_reconfigured: bool,
+    has_installed: bool,
+    has_recovered: bool,
+    /// The number under which the node says that it is damaged.
+    life: Option<u64>,
+    newest_session: Session,
     /// The last things that happened.
     trace: VecDeque<String>,
 }
@@ -99,11 +110,15 @@ impl Node {
         config.log_bytes_max = 200 + rng.below(400);
         config.log_cache_bytes_max = usize::try_from(rng.below(200)).expect("small");
         config.inflight_messages_max = usize::try_from(1 + rng.below(4)).expect("small");
-        let voters = (1..=1 + 2 * rng.below(3)).map(|id| (NodeId(id), ""));
+        config.clock_drift_ppm_max = 500;
+        let count = 1 + 2 * rng.below(3);
+        let voters = (1..=count).map(|id| (NodeId(id), ""));
         let recovered = Recovered {
             hard_state: HardState::default(),
             memberships: vec![(EntryId::ZERO, Arc::new(Membership::of_voters(voters)))],
             is_pristine: true,
+            // Where there is somebody to help.
+            damaged: (1 < count && rng.below(6) == 0).then_some(Index(1)..=Index(4)),
             ..Recovered::default()
         };
         let now = Timestamp(1);
@@ -120,6 +135,10 @@ impl Node {
             requests: 0,
             has_replaced: false,
             has_reconfigured: false,
+            has_installed: false,
+            has_recovered: false,
+            life: None,
+            newest_session: Session::default(),
             trace: VecDeque::new(),
         }
     }
@@ -139,8 +158,15 @@ impl Node {
 
     fn draw_input(&mut self) -> Input {
         self.requests += 1;
-        match self.rng.below(45) {
-            43 | 44 | 40 | 41 => Input::ChangeMembership {
+        match self.rng.below(49) {
+            47 => {
+                let sent = (self.rng.below(2) == 0).then(|| self.draw_id());
+                let session = Session(self.near(&[5]));
+                Input::SnapshotSent { to: NodeId(self.rng.below(7)), session, sent }
+            }
+            48 => Input::StorageSpace { is_full: self.rng.below(20) == 0 },
+            45 if self.rng.below(24) == 0 => self.draw_snapshot(),
+            43..=46 | 40 | 41 => Input::ChangeMembership {
                 id: ProposalId(self.requests),
                 change: self.draw_change(),
             },
@@ -152,7 +178,11 @@ impl Node {
                 let command = Bytes::from(vec![7; 40]);
                 Input::Propose(vec![Proposal { id, command, is_session: false }])
             }
-            2 => Input::Read { id: ReadId(self.requests), mode: ReadMode::ReadIndex },
+            2 => {
+                let mode =
+                    if self.rng.below(2) == 0 { ReadMode::Lease } else { ReadMode::ReadIndex };
+                Input::Read { id: ReadId(self.requests), mode }
+            }
             3 => Input::Campaign,
             4 => Input::TransferLeadership { to: Some(NodeId(self.rng.below(7))) },
             5 => Input::PeerUnreachable { id: NodeId(self.rng.below(7)) },
@@ -161,7 +191,11 @@ impl Node {
                 Input::EntriesUnavailable {
                     to: NodeId(self.rng.below(7)),
                     session,
-                    why: Unavailable::Retry,
+                    why: if self.rng.below(8) == 0 {
+                        Unavailable::Damaged
+                    } else {
+                        Unavailable::Retry
+                    },
                 }
             }
             7..=10 => Input::Timeout,
@@ -181,6 +215,10 @@ impl Node {
         let mut effects = Effects::default();
         self.core.poll(self.now, &mut effects);
         if let Some(write) = effects.write.take() {
+            if let Some(meta) = &write.batch.reset_to {
+                self.log.clear();
+                self.log_start = meta.last;
+            }
             if let Some(first) = write.batch.entries.first() {
                 let place = first.id.index.get() - self.log_start.index.get() - 1;
                 let place = usize::try_from(place).expect("in the log");
@@ -196,6 +234,17 @@ impl Node {
             self.has_reconfigured |= at != EntryId::ZERO;
         }
         for outbound in effects.messages.drain(..) {
+            if let Outbound::Send(envelope) = &outbound
+                && let Body::AppendEntries(append) = &envelope.message.body
+            {
+                self.newest_session = append.session;
+            }
+            if let Outbound::Send(envelope) = &outbound
+                && let Body::AppendEntriesReply(reply) = &envelope.message.body
+            {
+                self.has_recovered |= self.life.is_some() && reply.report.damaged.is_none();
+                self.life = reply.report.damaged;
+            }
             if let Outbound::SendStored { range, .. } = outbound {
                 assert!(!range.is_empty(), "something is to be read: {range:?}");
                 assert!(self.holds(*range.start()), "{} is not here", range.start());
@@ -209,7 +258,14 @@ impl Node {
                     entries.last().expect("not empty").id.index,
                 ),
                 Apply::Stored(range) => (*range.start(), *range.end()),
-                Apply::Snapshot(_) => panic!("no snapshot was received"),
+                Apply::Snapshot(meta) => {
+                    assert!(self.handed < meta.last.index, "the state does not go back");
+                    let is_reset = self.writes.iter().all(|write| write.batch.reset_to.is_none());
+                    assert!(is_reset, "the log was reset before, durably: {meta:?}");
+                    self.has_installed = true;
+                    self.handed = meta.last.index;
+                    continue;
+                }
             };
             assert_eq!(first, self.handed.next(), "entries are applied in order");
             self.handed = last;
@@ -308,7 +364,7 @@ impl Node {
             prev,
             commit: self.draw_index(),
             held_by_all: self.draw_index(),
-            readmission: None,
+            readmission: self.draw_readmission(),
             entries,
         }
     }
@@ -370,6 +426,35 @@ impl Node {
         ChangeSet { changes, expect }
     }
 
+    /// Often one of those that the node began last, with one peer or another.
+    fn draw_session(&mut self) -> Session {
+        let newest = self.newest_session.get();
+        Session(match self.rng.below(2) {
+            0 => self.rng.below(5),
+            _ => newest.saturating_sub(self.rng.below(5)),
+        })
+    }
+
+    /// Whatever a file may say of itself: nobody has checked more than its bytes.
+    fn draw_snapshot(&mut self) -> Input {
+        let membership = match self.rng.below(3) {
+            0 => self.draw_membership(),
+            _ => Membership::clone(self.core.status().membership),
+        };
+        let meta = SnapshotMeta { last: self.draw_id(), membership: Arc::new(membership) };
+        Input::SnapshotReceived { from: NodeId(self.rng.below(7)), meta }
+    }
+
+    /// Sometimes the leave to take part again that the node is waiting for.
+    fn draw_readmission(&mut self) -> Option<Readmission> {
+        let life = match self.rng.below(4) {
+            0 => return None,
+            1 => self.near(&[]),
+            _ => self.life?,
+        };
+        Some(Readmission { life, upto: self.draw_index() })
+    }
+
     fn draw_append_reply(&mut self) -> Body {
         let result = if self.rng.below(2) == 0 {
             AppendResult::Match(self.draw_index())
@@ -377,11 +462,15 @@ impl Node {
             AppendResult::Conflict { prev: self.draw_id(), hint: self.draw_id() }
         };
         Body::AppendEntriesReply(AppendEntriesReply {
-            session: Session(self.rng.below(5)),
+            session: self.draw_session(),
             round: Round(self.near(&[self.now.0])),
             received: self.draw_index(),
             result,
-            report: Report::default(),
+            report: Report {
+                priority: 0,
+                is_full: self.rng.below(8) == 0,
+                damaged: (self.rng.below(60) == 0).then(|| self.rng.below(3)),
+            },
         })
     }
 

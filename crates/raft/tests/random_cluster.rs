@@ -5,19 +5,22 @@
 //! the quickest way from a broken rule of the core to a seed; the simulator runs the same
 //! properties over whole nodes and real logs.
 
+mod random;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     ops::RangeInclusive,
     sync::Arc,
     time::Duration,
 };
 
 use kontiki_raft::{
-    Apply, Body, Bytes, Change, ChangeSet, Config, Effects, Entry, EntryId, Envelope, HardState,
-    Index, Input, LogWrite, Membership, NodeId, Outbound, Payload, Proposal, ProposalId,
-    ProposalOutcome, RaftCore, ReadId, ReadMode, ReadOutcome, Recovered, Role, StoreId, Term,
-    Timestamp, WriteBatch,
+    Apply, Body, Bytes, Change, ChangeSet, Config, Effects, Entry, Envelope, Index, Input,
+    Membership, NodeId, Outbound, Payload, Proposal, ProposalId, ProposalOutcome, RaftCore, ReadId,
+    ReadMode, ReadOutcome, Role, Session, SnapshotEffect, SnapshotMeta, StoreId, Term, Timestamp,
 };
+
+use random::{Disk, memberships, place};
 
 const STEPS: u64 = 10_000;
 
@@ -38,6 +41,10 @@ fn safety_holds_under_any_order_of_events() {
     assert!(50 < seen.joint, "joint memberships that were applied: {seen:?}");
     assert!(3 < seen.rolled_back, "memberships that were taken back: {seen:?}");
     assert!(10 < seen.retired, "leaders that were removed: {seen:?}");
+    assert!(100 < seen.purged, "purges: {seen:?}");
+    assert!(50 < seen.installed, "snapshots that were installed: {seen:?}");
+    assert!(20 < seen.damaged, "logs that were damaged: {seen:?}");
+    assert!(20 < seen.repaired, "logs that were refilled: {seen:?}");
 }
 
 #[derive(Debug, Default)]
@@ -52,80 +59,10 @@ struct Seen {
     joint: usize,
     rolled_back: usize,
     retired: usize,
-}
-
-/// What a node's disk holds, and what is on its way there.
-#[derive(Default)]
-struct Disk {
-    hard_state: HardState,
-    log: Vec<Entry>,
-    queue: VecDeque<LogWrite>,
-}
-
-impl Disk {
-    fn apply(&mut self, batch: WriteBatch) -> usize {
-        let mut overwritten = 0;
-        if let Some(hard_state) = batch.hard_state {
-            assert!(self.hard_state.term <= hard_state.term, "terms on disk do not go back");
-            if self.hard_state.term == hard_state.term {
-                assert!(
-                    self.hard_state.voted_for.is_none()
-                        || self.hard_state.voted_for == hard_state.voted_for,
-                    "one vote a term, over all lives"
-                );
-            }
-            self.hard_state = hard_state;
-        }
-        if let Some(first) = batch.entries.first() {
-            let keep = usize::try_from(first.id.index.get() - 1).expect("small");
-            assert!(keep <= self.log.len(), "no hole in the log");
-            overwritten = self.log.len() - keep;
-            self.log.truncate(keep);
-        }
-        self.log.extend(batch.entries);
-        overwritten
-    }
-
-    /// The log with all that is on its way to the disk.
-    fn written(&self) -> Vec<Entry> {
-        let mut log = self.log.clone();
-        for write in &self.queue {
-            if let Some(first) = write.batch.entries.first() {
-                log.truncate(usize::try_from(first.id.index.get() - 1).expect("small"));
-                log.extend(write.batch.entries.iter().cloned());
-            }
-        }
-        log
-    }
-
-    fn recovered(&self, members: &Arc<Membership>) -> Recovered {
-        let mut term_runs: Vec<EntryId> = Vec::new();
-        for entry in &self.log {
-            if term_runs.last().is_none_or(|run| run.term < entry.id.term) {
-                term_runs.push(entry.id);
-            }
-        }
-        Recovered {
-            hard_state: self.hard_state,
-            term_runs,
-            last: self.log.last().map_or(EntryId::ZERO, |entry| entry.id),
-            memberships: memberships(members, &self.log).collect(),
-            is_pristine: self.hard_state == HardState::default() && self.log.is_empty(),
-            ..Recovered::default()
-        }
-    }
-}
-
-/// The memberships that a log has seen, the first of all included.
-fn memberships<'a>(
-    genesis: &Arc<Membership>,
-    log: &'a [Entry],
-) -> impl Iterator<Item = (EntryId, Arc<Membership>)> + use<'a> {
-    let first = (EntryId::ZERO, Arc::clone(genesis));
-    std::iter::once(first).chain(log.iter().filter_map(|entry| match &entry.payload {
-        Payload::Membership(membership) => Some((entry.id, Arc::clone(membership))),
-        Payload::Blank | Payload::Command(_) | Payload::Session(_) => None,
-    }))
+    purged: usize,
+    installed: usize,
+    damaged: usize,
+    repaired: usize,
 }
 
 /// Servers that are up and may be added, beside those that the cluster begins with.
@@ -154,6 +91,10 @@ struct World {
     /// The truth: what was ever applied anywhere, in order.
     committed: Vec<Entry>,
     next_id: u64,
+    /// Snapshots on their way: from, to, the session to name, and what it must reach.
+    shipments: Vec<(NodeId, NodeId, Session, Index)>,
+    /// Logs are damaged in this world, and the membership does not change.
+    has_damage: bool,
     /// Open reads, with what was committed when they were asked.
     reads: BTreeMap<(NodeId, ReadId), u64>,
 }
@@ -176,6 +117,8 @@ impl World {
             leaders: BTreeMap::new(),
             committed: Vec::new(),
             next_id: 1,
+            shipments: Vec::new(),
+            has_damage: 2 < size && seed.is_multiple_of(3),
             reads: BTreeMap::new(),
         }
     }
@@ -205,12 +148,19 @@ impl World {
                 0..500 => self.deliver(seen),
                 500..700 => self.persist(id, seen),
                 700..850 => self.pass_time(id, seen),
-                850..900 => self.propose(id, seen),
-                900..920 => self.change(id, seen),
+                850..895 => self.propose(id, seen),
+                895..900 => self.snapshot(id, seen),
+                900..915 => self.change(id, seen),
+                915..920 => self.ship(seen),
                 920..970 => self.read(id, seen),
                 970..973 => self.crash(id, seen),
                 973..988 => self.start(id),
-                988..992 => self.input(id, Input::TransferLeadership { to: None }, seen),
+                988..990 => self.input(id, Input::TransferLeadership { to: None }, seen),
+                990 => self.damage(id, seen),
+                991 => {
+                    let is_full = self.pick(3) == 0;
+                    self.input(id, Input::StorageSpace { is_full }, seen);
+                }
                 992..996 => self.cut_off(id),
                 996 => self.input(id, Input::PeerUnreachable { id: NodeId(1) }, seen),
                 997 => {
@@ -231,8 +181,10 @@ impl World {
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for &id in &ids {
             self.start(id);
+            self.input(id, Input::StorageSpace { is_full: false }, seen);
         }
         for round in 0..4_000 {
+            self.ship(seen);
             for &id in &ids {
                 self.pass_time(id, seen);
                 self.persist(id, seen);
@@ -274,8 +226,12 @@ impl World {
         config.inflight_messages_max = 3;
         config.append_bytes_max = 120;
         config.log_cache_bytes_max = 200;
+        config.log_keep_bytes = 100;
+        config.log_bytes_max = 500;
+        config.purge_entries_min = 5;
+        config.clock_drift_ppm_max = 1_000;
         let recovered = node.disk.recovered(&self.members);
-        node.applied = Index::ZERO;
+        node.applied = recovered.applied;
         node.core = Some(RaftCore::new(config, recovered, self.now).expect("a disk we wrote"));
     }
 
@@ -286,6 +242,7 @@ impl World {
             seen.lost_writes += node.disk.queue.len();
             node.disk.queue.clear();
             self.reads.retain(|&(reader, _), _| reader != id);
+            self.shipments.retain(|&(from, ..)| from != id);
         }
     }
 
@@ -331,6 +288,9 @@ impl World {
     /// Asks for any change, most of which make sense. A follower that lags may ask for more
     /// servers than there are: those are learners that never answer.
     fn change(&mut self, id: NodeId, seen: &mut Seen) {
+        if self.has_damage {
+            return;
+        }
         let Some(core) = &self.nodes[&id].core else { return };
         let membership = Membership::clone(core.status().membership);
         let mut next_id = membership.next_id.get();
@@ -372,7 +332,74 @@ impl World {
         let read = ReadId(self.next_id);
         if self.nodes[&id].core.is_some() {
             self.reads.insert((id, read), self.committed.len() as u64);
-            self.input(id, Input::Read { id: read, mode: ReadMode::ReadIndex }, seen);
+            let mode = if self.pick(2) == 0 { ReadMode::Lease } else { ReadMode::ReadIndex };
+            self.input(id, Input::Read { id: read, mode }, seen);
+        }
+    }
+
+    /// The state machine of a node is written out.
+    fn snapshot(&mut self, id: NodeId, seen: &mut Seen) {
+        let genesis = Arc::clone(&self.members);
+        let node = self.nodes.get_mut(&id).expect("known");
+        if node.core.is_some() && node.disk.snapshot(&genesis, node.applied).is_some() {
+            self.applied(id, seen);
+        }
+    }
+
+    /// A snapshot arrives, mostly.
+    fn ship(&mut self, seen: &mut Seen) {
+        if self.shipments.is_empty() {
+            return;
+        }
+        let at = usize::try_from(self.pick(self.shipments.len() as u64)).expect("small");
+        let (from, to, session, at_least) = self.shipments.swap_remove(at);
+        let genesis = Arc::clone(&self.members);
+        let sender = self.nodes.get_mut(&from).expect("known");
+        if sender.disk.snapshots.range(at_least..).next().is_none() {
+            let made = sender.disk.snapshot(&genesis, sender.applied);
+            assert!(made.is_some_and(|made| at_least <= made), "what is purged was applied");
+        }
+        let newest = sender.disk.snapshots.last_key_value();
+        let (meta, entries) = newest.expect("there is one").1.clone();
+        let last = meta.last;
+        let is_cut = self.cut.contains(&from) || self.cut.contains(&to);
+        let receiver = self.nodes.get_mut(&to).filter(|node| node.core.is_some() && !is_cut);
+        let sent = receiver.is_some().then_some(last);
+        if let Some(receiver) = receiver {
+            receiver.disk.snapshots.entry(last.index).or_insert((meta.clone(), entries));
+            self.input(to, Input::SnapshotReceived { from, meta }, seen);
+        }
+        let sent = sent.filter(|_| self.pick(4) != 0);
+        self.input(from, Input::SnapshotSent { to, session, sent }, seen);
+    }
+
+    fn install(&mut self, id: NodeId, meta: &SnapshotMeta, seen: &mut Seen) {
+        seen.installed += 1;
+        let truth = self.committed.get(place(meta.last.index)).map(|entry| entry.id);
+        assert_eq!(truth, Some(meta.last), "seed {}: {id} installs what never was", self.seed);
+        let node = self.nodes.get_mut(&id).expect("known");
+        assert!(node.applied < meta.last.index, "a state machine does not go back");
+        assert!(meta.last.index <= node.disk.start.index, "the log was reset before");
+        node.applied = meta.last.index;
+        self.applied(id, seen);
+    }
+
+    /// A node goes down, and its log is damaged. One at a time, or there might be no quorum that
+    /// could bring them back.
+    fn damage(&mut self, id: NodeId, seen: &mut Seen) {
+        let is_other =
+            |(&other, node): (&NodeId, &Node)| other != id && node.disk.damaged.is_some();
+        if !self.has_damage || self.nodes.iter().any(is_other) {
+            return;
+        }
+        self.crash(id, seen);
+        let (whither, is_ballot_lost) = (self.pick(6), self.pick(2) == 0);
+        let disk = &mut self.nodes.get_mut(&id).expect("known").disk;
+        let (start, end) = (disk.start.index.get(), disk.log.len() as u64);
+        if start < end {
+            seen.damaged += 1;
+            let from = (start + 1).max((end + 1).saturating_sub(whither));
+            disk.damage(Index(from.min(end)), is_ballot_lost);
         }
     }
 
@@ -403,7 +430,8 @@ impl World {
         let node = self.nodes.get_mut(&id).expect("known");
         if let Some(write) = node.disk.queue.pop_front() {
             let before = memberships(&self.members, &node.disk.log).last();
-            seen.overwritten += node.disk.apply(write.batch);
+            seen.repaired += usize::from(write.batch.is_repaired);
+            seen.overwritten += node.disk.apply(&write.batch);
             let after = memberships(&self.members, &node.disk.log).last();
             let is_back =
                 after.zip(before).is_some_and(|(after, before)| after.0.index < before.0.index);
@@ -433,6 +461,22 @@ impl World {
         }
         for apply in effects.apply.drain(..) {
             self.apply(id, apply, seen);
+        }
+        for effect in effects.snapshots.drain(..) {
+            match effect {
+                SnapshotEffect::Send { to, session, at_least } => {
+                    self.shipments.push((id, to, session, at_least));
+                }
+                SnapshotEffect::Cancel { to, session } => {
+                    self.shipments
+                        .retain(|&(from, by, sent, _)| (from, by, sent) != (id, to, session));
+                }
+            }
+        }
+        if let Some(upto) = effects.purge {
+            seen.purged += 1;
+            self.nodes.get_mut(&id).expect("known").disk.start = upto;
+            self.input(id, Input::Purged { upto }, seen);
         }
         for outcome in effects.reads.drain(..) {
             self.on_read_outcome(id, &outcome, seen);
@@ -480,7 +524,7 @@ impl World {
         let entries = match apply {
             Apply::Entries(entries) => entries,
             Apply::Stored(range) => self.stored(id, &range),
-            Apply::Snapshot(_) => panic!("no snapshot was received"),
+            Apply::Snapshot(meta) => return self.install(id, &meta, seen),
         };
         for entry in entries {
             let node = self.nodes.get_mut(&id).expect("known");
@@ -494,17 +538,20 @@ impl World {
             self.assert_committed_on_quorum(&entry, seen);
             self.committed.push(entry);
         }
-        let applied = self.nodes[&id].applied;
-        self.input(id, Input::Applied { upto: applied, durable: Index::ZERO }, seen);
+        self.applied(id, seen);
+    }
+
+    fn applied(&mut self, id: NodeId, seen: &mut Seen) {
+        let node = &self.nodes[&id];
+        let durable = node.disk.snapshots.keys().next_back().copied().unwrap_or_default();
+        self.input(id, Input::Applied { upto: node.applied, durable }, seen);
     }
 
     /// `CommittedOnQuorum`: what is applied is on a quorum of disks, of the membership in force
     /// at its index or of one that a leader has appended since.
     fn assert_committed_on_quorum(&self, entry: &Entry, seen: &mut Seen) {
         let at = usize::try_from(entry.id.index.get() - 1).expect("small");
-        let holds = |id: NodeId| {
-            self.nodes.get(&id).is_some_and(|node| node.disk.log.get(at) == Some(entry))
-        };
+        let holds = |id: NodeId| self.nodes.get(&id).is_some_and(|node| node.disk.has_held(entry));
         if let Payload::Membership(membership) = &entry.payload {
             seen.changes += 1;
             seen.joint += usize::from(membership.is_joint());

@@ -136,6 +136,37 @@ fn a_membership_that_is_not_of_this_log_is_refused() {
     }
 }
 
+/// What is left of a damaged log is less than what was committed and applied.
+#[test]
+fn a_damaged_log_may_end_before_what_was_applied() {
+    let damaged = Recovered {
+        hard_state: HardState { commit: Index(9), ..sound().hard_state },
+        applied: Index(8),
+        damaged: Some(Index(4)..=Index(12)),
+        ..sound()
+    };
+    let core = start(damaged).unwrap();
+    let status = core.status();
+    assert_eq!(status.damaged, Some(Index(4)..=Index(12)));
+    assert_eq!(status.commit_index, Index(3));
+    assert_eq!(status.applied_index, Index(8));
+}
+
+#[test]
+fn a_lone_voter_cannot_be_helped() {
+    let damaged = Some(Index(4)..=Index(12));
+    let memberships = vec![born_of(1..=1)];
+    let error = start(Recovered { memberships, damaged, ..sound() }).unwrap_err();
+    assert!(matches!(error, RestoreError::DamagedAlone { .. }), "{error}");
+}
+
+#[test]
+fn the_size_of_the_log_is_told() {
+    let log_sizes = vec![(Index(1), 1_000), (Index(3), 500)];
+    let core = start(Recovered { log_sizes, ..sound() }).unwrap();
+    assert_eq!(core.status().log_bytes, 1_500);
+}
+
 /// Numbers near to the sound ones, zero, and the largest.
 fn any(random: &mut u64) -> u64 {
     *random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
@@ -159,6 +190,14 @@ fn whatever_a_disk_says_a_node_starts_or_says_why_not() {
             term_runs: if has_runs { vec![id(), id()] } else { Vec::new() },
             ..sound()
         };
+        let is_damaged = any(&mut random) == 0;
+        let damaged = Index(any(&mut random))..=Index(any(&mut random));
+        let log_sizes = vec![
+            (Index(any(&mut random)), any(&mut random)),
+            (Index(any(&mut random)), any(&mut random)),
+        ];
+        let damaged = is_damaged.then_some(damaged);
+        let recovered = Recovered { damaged, log_sizes, ..recovered };
         let hard_state = HardState {
             term: Term(any(&mut random)),
             voted_for: Some(NodeId(any(&mut random))),

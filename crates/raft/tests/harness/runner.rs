@@ -185,14 +185,12 @@ fn perform(cluster: &mut Cluster, command: &Command) -> Result<()> {
         | Command::Read { .. }
         | Command::Change { .. }
         | Command::Transfer { .. } => ask(cluster, command),
-        Command::Persist { name, count } => {
-            cluster.persist(name.0, count.unwrap_or(usize::MAX))?;
-            cluster.settle(name.0)
-        }
-        Command::FailWrite(name) => {
-            let ticket = cluster.node(name.0)?.disk.fail().ok_or("no write is waiting")?;
-            cluster.step(name.0, Input::WriteFailed(ticket))
-        }
+        Command::Persist { .. }
+        | Command::FailWrite(_)
+        | Command::Snapshot(_)
+        | Command::Ship { .. }
+        | Command::Give(_)
+        | Command::LoseSnapshot(_) => store(cluster, command),
         Command::Applied(name) => {
             cluster.applied(name.0)?;
             cluster.settle(name.0)
@@ -200,10 +198,6 @@ fn perform(cluster: &mut Cluster, command: &Command) -> Result<()> {
         Command::Unreachable(name, peer) => {
             cluster.step(name.0, Input::PeerUnreachable { id: peer.0 })
         }
-        Command::Snapshot(name) => cluster.snapshot(name.0),
-        Command::Ship { link, unheard } => cluster.arrive(*link, !unheard),
-        Command::Give(link) => cluster.give(*link),
-        Command::LoseSnapshot(link) => cluster.lose_snapshot(*link),
         Command::Meet(name, peer, store) => {
             cluster.step(name.0, Input::PeerStore { id: peer.0, store: StoreId(*store) })
         }
@@ -232,6 +226,25 @@ fn perform(cluster: &mut Cluster, command: &Command) -> Result<()> {
         | Command::Isolate(_)
         | Command::Heal
         | Command::Messages(_) => move_messages(cluster, command),
+    }
+}
+
+/// What becomes of writes and of snapshots.
+fn store(cluster: &mut Cluster, command: &Command) -> Result<()> {
+    match command {
+        Command::Persist { name, count } => {
+            cluster.persist(name.0, count.unwrap_or(usize::MAX))?;
+            cluster.settle(name.0)
+        }
+        Command::FailWrite(name) => {
+            let ticket = cluster.node(name.0)?.disk.fail().ok_or("no write is waiting")?;
+            cluster.step(name.0, Input::WriteFailed(ticket))
+        }
+        Command::Snapshot(name) => cluster.snapshot(name.0),
+        Command::Ship { link, unheard } => cluster.arrive(*link, !unheard),
+        Command::Give(link) => cluster.give(*link),
+        Command::LoseSnapshot(link) => cluster.lose_snapshot(*link),
+        other => Err(format!("{other:?} stores nothing").into()),
     }
 }
 
