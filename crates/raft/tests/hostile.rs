@@ -97,6 +97,7 @@ struct Node {
     /// The number under which the node says that it is damaged.
     life: Option<u64>,
     newest_session: Session,
+    newest_round: Round,
     /// The last things that happened.
     trace: VecDeque<String>,
 }
@@ -139,6 +140,7 @@ impl Node {
             has_recovered: false,
             life: None,
             newest_session: Session::default(),
+            newest_round: Round::default(),
             trace: VecDeque::new(),
         }
     }
@@ -237,7 +239,7 @@ impl Node {
             if let Outbound::Send(envelope) = &outbound
                 && let Body::AppendEntries(append) = &envelope.message.body
             {
-                self.newest_session = append.session;
+                (self.newest_session, self.newest_round) = (append.session, append.round);
             }
             if let Outbound::Send(envelope) = &outbound
                 && let Body::AppendEntriesReply(reply) = &envelope.message.body
@@ -455,14 +457,25 @@ impl Node {
         Some(Readmission { life, upto: self.draw_index() })
     }
 
+    /// Sometimes what an honest follower would say that has everything.
     fn draw_append_reply(&mut self) -> Body {
+        let (last, session) = (self.core.status().last.index, self.draw_session());
+        if self.rng.below(3) == 0 {
+            return Body::AppendEntriesReply(AppendEntriesReply {
+                session,
+                round: self.newest_round,
+                received: last,
+                result: AppendResult::Match(last),
+                report: Report::default(),
+            });
+        }
         let result = if self.rng.below(2) == 0 {
             AppendResult::Match(self.draw_index())
         } else {
             AppendResult::Conflict { prev: self.draw_id(), hint: self.draw_id() }
         };
         Body::AppendEntriesReply(AppendEntriesReply {
-            session: self.draw_session(),
+            session,
             round: Round(self.near(&[self.now.0])),
             received: self.draw_index(),
             result,
