@@ -415,7 +415,7 @@ fn a_cut_below_its_segment_survives_a_purge() {
     let (second, _) = records(&disk, &segment(3))[1];
     disk.overwrite(&segment(3), second, &[0xEE; 64]);
     let (found, damaged, _) = observe(&disk, "damaged");
-    assert_eq!((found.last(), damaged), (EntryId::new(2, 1), Some(range(3, 8))));
+    assert_eq!((found.last(), damaged), (EntryId::new(2, 1), Some(range(3, 9))));
 
     expected.durable = found;
     let (mut log, _) = open(&disk).unwrap();
