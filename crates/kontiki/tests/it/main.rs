@@ -11,6 +11,7 @@ mod faults;
 mod lifecycle;
 mod members;
 mod replica;
+mod replica_members;
 mod sessions;
 mod snapshots;
 mod swapped;

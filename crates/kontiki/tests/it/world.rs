@@ -7,7 +7,7 @@ use std::{
 
 use kontiki::{
     Action, Answer, Bytes, Config, Entry, EntryId, Event, Index, Membership, Message, NodeId,
-    Payload, ReadMode, Recovered, Replica, RequestId, Role, Timestamp,
+    Payload, ReadMode, Recovered, Replica, RequestId, Role, SnapshotMeta, Timestamp, WriteBatch,
 };
 use kontiki_raft::{Apply, Body, LogWrite};
 
@@ -177,7 +177,9 @@ impl World {
     /// Delivers one message, unless its sender or receiver is cut off.
     pub(crate) fn deliver(&mut self, flight: Flight) {
         let Flight { from, to, message } = flight;
-        if !self.cut.contains(&from) && !self.cut.contains(&to) {
+        // Who was added is not started.
+        let is_there = to.get() <= self.count();
+        if is_there && !self.cut.contains(&from) && !self.cut.contains(&to) {
             self.handle(to.get(), Event::Message { from, message });
             self.poll(to.get());
         }
@@ -188,7 +190,7 @@ impl World {
         let mut has_worked = false;
         while let Some(write) = self.host(id).next_write() {
             let LogWrite { batch, ticket } = write;
-            self.host(id).write(batch.entries);
+            self.host(id).write(batch);
             self.handle(id, Event::Persisted(ticket));
             self.poll(id);
             has_worked = true;
@@ -273,8 +275,13 @@ impl Host {
         if self.is_disk_stalled { None } else { self.writes.pop_front() }
     }
 
-    fn write(&mut self, entries: Vec<Entry>) {
-        for entry in entries {
+    fn write(&mut self, batch: WriteBatch) {
+        if let Some(SnapshotMeta { last, .. }) = batch.reset_to {
+            // Nobody reads what the snapshot stands for: anything may stand there.
+            let blank = |index| Entry::new(EntryId { index: Index(index), ..last }, Payload::Blank);
+            self.log = (1..=last.index.get()).map(blank).collect();
+        }
+        for entry in batch.entries {
             let position = usize::try_from(entry.id.index.prev().get()).expect("a small index");
             self.log.truncate(position);
             self.log.push(entry);
@@ -294,7 +301,10 @@ impl Host {
         let (what, waiters) = self.applies.pop_front()?;
         let entries = match what {
             Apply::Entries(entries) => entries,
-            Apply::Snapshot(_) => panic!("no snapshot was received"),
+            Apply::Snapshot(meta) => {
+                assert!(waiters.is_empty(), "a snapshot answers nobody");
+                return Some(meta.last.index);
+            }
             Apply::Stored(range) => self.stored(range.start().get(), range.end().get()),
         };
         for (index, request) in waiters {
