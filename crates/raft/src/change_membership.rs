@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::{
     Body, ChangeSet, Entry, EntryId, Index, MemberRole, Membership, NodeId, Payload, Promotion,
-    ProposalId, ProposalOutcome, RaftCore, Rejection, Round, StoreId, core::State,
+    ProposalId, ProposalOutcome, RaftCore, Rejection, Round, StoreId, Timestamp, core::State,
     progress::Progress, reconfigure, replicate::Leading,
 };
 
@@ -126,9 +126,23 @@ impl RaftCore {
         }
         let next = reconfigure::change(current, change, |id| leading.is_caught_up(id))
             .map_err(Rejection::InvalidChange)?;
+        if next.is_joint() && !self.would_decide(leading, &reconfigure::leave(&next)) {
+            return Err(Rejection::NoQuorum);
+        }
         let payload = Payload::Membership(Arc::new(next));
         self.check_size(payload.byte_len())?;
         Ok(self.append(payload))
+    }
+
+    /// Whether enough voters of `next` were heard of lately for it to decide anything. If not, the
+    /// change would begin and not end, and nothing could be decided meanwhile: a server that is
+    /// alive must not be removed while another one is dead.
+    fn would_decide(&self, leading: &Leading, next: &Membership) -> bool {
+        next.has_quorum(|voter| {
+            let heard_at = leading.progress.get(&voter).map(|to| Timestamp(to.acked_round.0));
+            let is_alive = |at: Timestamp| self.now < at + self.config.election_timeout;
+            voter == self.config.id || heard_at.is_some_and(is_alive)
+        })
     }
 
     /// What a leader does about the membership by itself.

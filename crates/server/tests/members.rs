@@ -7,7 +7,10 @@ use harness::{
     client::{Client, Refused},
     free_ports,
 };
-use kontiki_server::proto::{etcdserverpb as pb, kontikipb};
+use kontiki_server::{
+    Server,
+    proto::{etcdserverpb as pb, kontikipb},
+};
 use tokio::time::{self, Instant};
 use tonic::Code;
 
@@ -178,6 +181,101 @@ fn changes_that_meet_wait_for_each_other() {
             removed.unwrap();
         }
         assert_eq!(list(&mut three).await.len(), 3);
+        cluster.stop_all().await;
+    });
+}
+
+/// The cluster of two that would be left could decide nothing.
+#[test]
+fn a_server_that_is_needed_is_not_removed() {
+    run(async {
+        let mut cluster = Cluster::start(3).await;
+        let members = list(&mut cluster.client(0).await).await;
+        cluster.stop(2).await;
+        let mut client = cluster.client(0).await;
+        let refusal = remove(&mut client, members[1].id).await.unwrap_err();
+        assert_eq!(refusal, refused(Code::Unavailable, "unhealthy cluster"));
+        assert_eq!(list(&mut client).await.len(), 3);
+        assert_eq!(remove(&mut client, members[2].id).await.unwrap().members.len(), 2);
+        cluster.stop_all().await;
+    });
+}
+
+/// A server that is added takes part: it catches up, votes, and says who it is.
+#[test]
+fn a_server_joins_and_becomes_a_voter() {
+    run(async {
+        let mut cluster = Cluster::start(1).await;
+        let mut client = cluster.client(0).await;
+        let put = pb::PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
+        client.put(put.clone()).await.unwrap();
+        let joiner = cluster.joiner("n2");
+        let early = tokio::spawn(Server::start(joiner.clone()));
+        time::sleep(time::Duration::from_millis(300)).await;
+        assert!(!early.is_finished(), "it waits until it is known");
+
+        let url = joiner.initial_advertise_peer_urls[0].clone();
+        let id = add(&mut client, &[&url], false).await.unwrap().member.unwrap().id;
+        let server = time::timeout(PATIENCE, early).await.unwrap().unwrap().unwrap();
+        assert!(time::timeout(PATIENCE, server.ready()).await.unwrap());
+        let began = Instant::now();
+        let voter = loop {
+            let list = list(&mut client).await;
+            let member = list.into_iter().find(|member| member.id == id).unwrap();
+            if !member.is_learner && member.name == "n2" && !member.client_ur_ls.is_empty() {
+                break member;
+            }
+            assert!(began.elapsed() < PATIENCE, "{member:?}");
+            time::sleep(time::Duration::from_millis(20)).await;
+        };
+        let mut there = Client::connect(server.client_addresses()[0]).await;
+        assert_eq!(list(&mut there).await, list(&mut client).await, "they agree on everyone");
+        assert_eq!(there.status().await.unwrap().header.unwrap().member_id, voter.id);
+        let range = pb::RangeRequest { key: "k".into(), ..Default::default() };
+        assert_eq!(there.range(range).await.unwrap().kvs[0].value, "v");
+
+        // It is needed from now on.
+        server.shutdown().await.unwrap();
+        assert_eq!(client.put(put).await.unwrap_err().code(), Code::Unavailable);
+        let server = Server::start(joiner).await.unwrap();
+        assert!(time::timeout(PATIENCE, server.ready()).await.unwrap());
+        server.shutdown().await.unwrap();
+        cluster.stop_all().await;
+    });
+}
+
+/// What a learner answers, and in which words it refuses the rest.
+#[test]
+fn a_learner_serves_what_needs_nobody_else() {
+    run(async {
+        let mut cluster = Cluster::start(1).await;
+        let mut client = cluster.client(0).await;
+        let joiner = cluster.joiner("n2");
+        let url = joiner.initial_advertise_peer_urls[0].clone();
+        let id = add(&mut client, &[&url], true).await.unwrap().member.unwrap().id;
+        let server = Server::start(joiner).await.unwrap();
+        assert!(time::timeout(PATIENCE, server.ready()).await.unwrap());
+        let mut learner = Client::connect(server.client_addresses()[0]).await;
+        assert!(learner.status().await.unwrap().is_learner);
+        let range = pb::RangeRequest { key: "k".into(), ..Default::default() };
+        let local = pb::RangeRequest { serializable: true, ..range.clone() };
+        learner.range(local).await.unwrap();
+        let not_here = "etcdserver: rpc not supported for learner";
+        let put = pb::PutRequest { key: "k".into(), ..Default::default() };
+        for status in [learner.range(range).await.unwrap_err(), learner.put(put).await.unwrap_err()]
+        {
+            assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, not_here));
+        }
+        let began = Instant::now();
+        while let Err(refusal) = promote(&mut client, id).await {
+            assert!(began.elapsed() < PATIENCE, "{refusal:?}");
+        }
+        let put = pb::PutRequest { key: "k".into(), ..Default::default() };
+        let began = Instant::now();
+        while learner.put(put.clone()).await.is_err() {
+            assert!(began.elapsed() < PATIENCE, "it is a voter, and knows it soon");
+        }
+        server.shutdown().await.unwrap();
         cluster.stop_all().await;
     });
 }

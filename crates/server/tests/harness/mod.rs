@@ -27,7 +27,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Cluster {
     configs: Vec<ServerConfig>,
     pub(crate) servers: Vec<Option<RunningServer>>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Cluster {
@@ -71,7 +71,20 @@ impl Cluster {
             config
         });
         let configs: Vec<_> = configs.collect();
-        Self { configs, servers: (0..count).map(|_| None).collect(), _dir: dir }
+        Self { configs, servers: (0..count).map(|_| None).collect(), dir }
+    }
+
+    /// The settings of a server that joins this cluster, once it has been added.
+    pub(crate) fn joiner(&self, name: &str) -> ServerConfig {
+        let peer = format!("http://127.0.0.1:{}", free_ports(1)[0]);
+        ServerConfig {
+            name: name.to_owned(),
+            data_dir: self.dir.path().join(name),
+            listen_peer_urls: vec![peer.clone()],
+            initial_advertise_peer_urls: vec![peer],
+            initial_cluster_state: "existing".to_owned(),
+            ..self.configs[0].clone()
+        }
     }
 
     /// Starts a server that does not run.
