@@ -210,18 +210,12 @@ impl Requests {
 
     /// The request was refused without a trace. Keeps it to be tried again where that may help.
     pub(crate) fn on_rejected(&mut self, attempt: u64, why: Rejection, answers: &mut Answers) {
-        let Some(request) = self.open.get_mut(&attempt) else { return };
-        let is_change = matches!(request.what, What::Change(_));
         match why {
             Rejection::NotLeader { .. }
             | Rejection::NotReady
             | Rejection::Transferring { .. }
             | Rejection::MembershipInProgress { .. } => {
-                request.stage = Stage::Waiting(why);
-                self.waiting.insert(attempt);
-            }
-            // The voters that a change would need may come back in time.
-            Rejection::NoQuorum if is_change => {
+                let Some(request) = self.open.get_mut(&attempt) else { return };
                 request.stage = Stage::Waiting(why);
                 self.waiting.insert(attempt);
             }

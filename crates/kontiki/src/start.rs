@@ -78,10 +78,11 @@ impl<S: StateMachine> Builder<S> {
         ready.start(transport).await
     }
 
-    /// Who this node is, and where it listens.
-    async fn introduce(&self) -> Result<(IdentityRequest, String), StartError> {
-        if let Some(peers) = &self.join {
-            return self.ask_to_join(peers).await;
+    /// Who this node is, and where it listens. Borrowed to change, though nothing is changed: so
+    /// the future can be sent to another thread, as what is only shared could not.
+    async fn introduce(&mut self) -> Result<(IdentityRequest, String), StartError> {
+        if let Some(peers) = self.join.take() {
+            return self.ask_to_join(&peers).await;
         }
         let (genesis, listen) = self.check_members()?;
         let request = IdentityRequest {
@@ -94,7 +95,10 @@ impl<S: StateMachine> Builder<S> {
     }
 
     /// A node that has joined knows who it is; one that is new asks the others.
-    async fn ask_to_join(&self, peers: &[String]) -> Result<(IdentityRequest, String), StartError> {
+    async fn ask_to_join(
+        &mut self,
+        peers: &[String],
+    ) -> Result<(IdentityRequest, String), StartError> {
         let Some(listen) = self.listen.clone() else {
             return Err(setting("a node that joins has to be told where it listens"));
         };

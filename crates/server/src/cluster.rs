@@ -26,6 +26,11 @@ const LEARNERS_MAX: usize = 1;
 /// How long to wait before a change is planned anew.
 const REPLAN_PAUSE: Duration = Duration::from_millis(10);
 
+/// For how long a change waits for voters that it needs and that are not there, and how often it
+/// asks. A guess: longer than a server that is well takes to answer a heartbeat.
+const PATIENCE: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
 /// `Cluster.MemberList`. The revision of its header is unset, as in etcd.
 pub(crate) async fn member_list(
     service: &Service,
@@ -105,6 +110,11 @@ pub(crate) async fn member_remove(
     call: Received<pb::MemberRemoveRequest>,
 ) -> Result<pb::MemberRemoveResponse, Failure> {
     let id = call.message.id;
+    if service.roster.member(id).is_some_and(|member| !member.is_learner) {
+        // The leader refuses to remove a voter that is needed because another is gone, and finds
+        // out who is gone within this time.
+        time::sleep(service.limits.election_timeout).await;
+    }
     change(service, |members| Ok(Change::Remove(found(members, id)?.node))).await?;
     tracing::info!(id = %format_args!("{id:x}"), "removed a member");
     let header = Some(service.header(0));
@@ -175,7 +185,7 @@ async fn change_all(
     service: &Service,
     plan: impl Fn(&[Member]) -> Result<Vec<Change>, Failure>,
 ) -> Result<(), Failure> {
-    let deadline = Instant::now() + service.limits.request_timeout;
+    let began = Instant::now();
     loop {
         service.raft.read_barrier().await?;
         let status = service.raft.status().await?;
@@ -193,9 +203,13 @@ async fn change_all(
             }
             // Another change came in between: see what is left to do.
             Err(ProposeError::Rejected(Rejection::MembershipChanged { .. }))
-                if Instant::now() < deadline =>
+                if began.elapsed() < service.limits.request_timeout =>
             {
                 time::sleep(REPLAN_PAUSE).await;
+            }
+            // Who is missing may be about to come back.
+            Err(ProposeError::Rejected(Rejection::NoQuorum)) if began.elapsed() < PATIENCE => {
+                time::sleep(RETRY_PAUSE).await;
             }
             Err(error) => return Err(status::of_change(error)),
         }

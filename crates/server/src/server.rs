@@ -195,6 +195,7 @@ impl RunningServer {
             request_bytes_max: config.max_request_bytes,
             txn_ops_max: config.max_txn_ops,
             request_timeout: config.request_timeout(),
+            election_timeout: config.election_timeout,
             read_mode: match config.lease_reads_drift_ppm {
                 0 => ReadMode::ReadIndex,
                 _ => ReadMode::Lease,

@@ -37,6 +37,7 @@ pub(crate) struct Limits {
     pub(crate) request_bytes_max: usize,
     pub(crate) txn_ops_max: usize,
     pub(crate) request_timeout: Duration,
+    pub(crate) election_timeout: Duration,
     /// How it is shown that a read is current.
     pub(crate) read_mode: ReadMode,
 }
