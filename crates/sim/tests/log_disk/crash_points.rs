@@ -141,8 +141,9 @@ fn check(disk: &SimDisk, expected: &Expected, what: &str) {
     }
 }
 
-/// Pitfalls D5 and D6. Whatever the disk keeps of what was not synced, bytes and names, the log
-/// opens, holds all that was acknowledged, and holds the same when it is opened again.
+/// Pitfalls D5, D6, M9 and M10. Whatever the disk keeps of what was not synced, bytes and names,
+/// be it in the middle of a reset to a snapshot: the log opens, holds all that was acknowledged,
+/// and holds the same when it is opened again.
 #[test]
 fn the_power_may_fail_after_every_operation_of_the_disk() {
     let ops = ops_of_workload();

@@ -365,7 +365,7 @@ fn every_flipped_bit_is_set_aside_or_harmless() {
     assert!(1000 < set_aside, "{set_aside}");
 }
 
-/// Pitfall D6. Whatever stands in the files, there is an answer and never a panic.
+/// Pitfalls D6 and D8. Whatever stands in the files, there is an answer and never a panic.
 #[test]
 fn arbitrary_bytes_are_set_aside_and_never_panic() {
     let (disk, truth) = twelve_entries();
