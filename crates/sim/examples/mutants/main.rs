@@ -77,6 +77,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             return Err(format!("{test} fails without any mutant").into());
         }
     }
+    if 0 < options.seeds
+        && let Some((seed, what)) = workspace.hunt(options.seeds)?
+    {
+        return Err(format!("the world of seed {seed} fails without any mutant: {what}").into());
+    }
     println!("without a mutant all tests pass");
     let mut survivors = Vec::new();
     for mutant in list::all().filter(|mutant| mutant.name.contains(&options.part)) {

@@ -58,11 +58,6 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         )],
     },
     Mutant {
-        name: "keep the vote of a damaged node for another candidate",
-        file: "crates/raft/src/damage.rs",
-        patches: &[("self.voted_for = self.voted_for.or(Some(leader));", "drop(leader);")],
-    },
-    Mutant {
         name: "install a snapshot that is older than what is committed",
         file: "crates/raft/src/snapshot.rs",
         patches: &[(
