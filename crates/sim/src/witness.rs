@@ -124,11 +124,15 @@ impl Witness {
             }
             if !self.is_durable(&found, state) {
                 return Err(format!(
-                    "the disk of {} had acknowledged {} with {:?}, and holds {} with {state:?}",
+                    "the disk of {} had acknowledged {} after {} with {:?}, purged to {} at most, \
+                     and holds {} after {} with {state:?}",
                     self.id,
                     before.0,
+                    self.durable.start(),
                     before.1,
+                    self.purged,
                     found.last(),
+                    found.start(),
                 ));
             }
         }

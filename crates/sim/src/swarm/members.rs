@@ -1,5 +1,7 @@
 //! The operator of a swarm: members come, go and are replaced, and servers that join are set up.
 
+use std::time::Duration;
+
 use kontiki_raft::{Bytes, Change, ChangeSet, EntryId, MemberRole, NodeId};
 
 use super::{clients::leader, play::Play};
@@ -37,6 +39,13 @@ impl Play {
         if NODES_MAX <= nodes && matches!(what, What::AddLearner | What::Replace) {
             return Ok(());
         }
+        let takes_away = matches!(what, What::Remove | What::Demote | What::Replace);
+        if !self.world.are_all_whole()
+            && (self.is_changing() || (takes_away && !self.world.can_remove(member)))
+        {
+            return Ok(()); // the operator has looked first
+        }
+        self.last_change = self.world.now();
         self.addresses += 1;
         let address = format!("a{}", self.addresses).into();
         let context = Bytes::new();
@@ -50,6 +59,12 @@ impl Play {
             _ => return Ok(()),
         };
         self.world.change_membership(asked, ChangeSet::one(change)).map(|_| ())
+    }
+
+    /// Whether a change that was asked for may still come to something.
+    pub(super) fn is_changing(&self) -> bool {
+        let patience = self.world.setup.request_timeout + Duration::from_secs(3);
+        self.world.now() < self.last_change + patience && self.addresses != 0
     }
 
     /// The member that an argument means: one that the change makes sense for, if there is one.

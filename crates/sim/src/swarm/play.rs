@@ -30,6 +30,8 @@ pub(super) struct Play {
     pub(super) membership_at: EntryId,
     /// How many addresses were given to servers that join.
     pub(super) addresses: u64,
+    /// When a change of the membership was last asked for.
+    pub(super) last_change: Duration,
 }
 
 impl Play {
@@ -43,6 +45,7 @@ impl Play {
             failing: Vec::new(),
             membership_at: NO_MEMBERSHIP,
             addresses: 0,
+            last_change: Duration::ZERO,
         }
     }
 
@@ -217,14 +220,14 @@ impl Play {
 
     /// A bit flips on a disk, if the others can do without what it held.
     fn rot(&mut self, id: NodeId, luck: u64) {
-        if self.world.is_set_up(id) && self.world.can_lose(id) {
+        if self.world.is_set_up(id) && self.world.can_lose(id) && !self.is_changing() {
             self.crash(id);
             self.seen.damaged += u64::from(self.world.rot(id, luck));
         }
     }
 
     fn destroy(&mut self, id: NodeId) {
-        if self.world.is_set_up(id) && self.world.can_lose(id) {
+        if self.world.is_set_up(id) && self.world.can_lose(id) && !self.is_changing() {
             self.crash(id);
             self.seen.destroyed += 1;
             self.world.destroy(id);

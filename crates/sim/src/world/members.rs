@@ -73,9 +73,36 @@ impl World {
     /// Whether the others can do without what this node holds: of every membership that may
     /// count, a quorum has whole disks without it.
     pub(crate) fn can_lose(&self, id: NodeId) -> bool {
-        let is_whole = |other: NodeId| self.is_set_up(other) && !self.is_damaged(other);
-        let mut memberships = self.live_memberships().into_iter();
-        memberships.all(|m| m.has_quorum(|other| other != id && is_whole(other)))
+        let mut memberships = self.possible_memberships().into_iter();
+        memberships.all(|m| m.has_quorum(|other| other != id && self.is_whole(other)))
+    }
+
+    /// Whether it can run, and holds all that it has acknowledged.
+    fn is_whole(&self, id: NodeId) -> bool {
+        self.is_set_up(id) && !self.is_damaged(id)
+    }
+
+    /// Whether every member is whole.
+    pub(crate) fn are_all_whole(&self) -> bool {
+        let memberships = self.possible_memberships();
+        memberships.iter().all(|m| m.replicas().into_iter().all(|id| self.is_whole(id)))
+    }
+
+    /// Whether the members would still decide something without the vote of this one, as an
+    /// operator asks before taking it away.
+    pub(crate) fn can_remove(&self, id: NodeId) -> bool {
+        self.possible_memberships().into_iter().all(|mut membership| {
+            membership.members.retain(|member| member.id != id);
+            membership.has_quorum(|other| self.is_whole(other))
+        })
+    }
+
+    /// What counts now or may count by itself soon: a learner that has just caught up may yet
+    /// become a voter, whatever happens to it.
+    fn possible_memberships(&self) -> Vec<Membership> {
+        let live = self.live_memberships();
+        let promoted: Vec<Membership> = live.iter().flat_map(|m| promotions(m)).collect();
+        live.iter().map(|m| Membership::clone(m)).chain(promoted).collect()
     }
 
     fn live_memberships(&self) -> Vec<std::sync::Arc<Membership>> {
@@ -86,10 +113,7 @@ impl World {
     /// `first`; all that can run if `is_all`. A server that waits for its first entry is chosen,
     /// too, now and then.
     pub(crate) fn choose_core(&self, first: u64, is_all: bool) -> Vec<NodeId> {
-        // A learner that has just caught up may yet become a voter, whatever happens to it now.
-        let mut memberships = self.live_memberships();
-        let promoted: Vec<_> = memberships.iter().flat_map(|m| promotions(m)).collect();
-        memberships.extend(promoted.into_iter().map(std::sync::Arc::new));
+        let memberships = self.possible_memberships();
         let mut nodes: Vec<NodeId> = self.node_ids().filter(|&id| self.is_set_up(id)).collect();
         let shift = usize::try_from(first).unwrap_or_default() % nodes.len().max(1);
         nodes.rotate_left(shift);
