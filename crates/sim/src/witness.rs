@@ -178,6 +178,9 @@ impl Witness {
                 self.durable.last()
             ));
         }
+        // Where nothing at all is kept the log begins anew; the state covers what is before, or
+        // the server would not start.
+        self.purged = self.purged.max(found.start().index);
         self.is_damaged = true;
         Ok(())
     }
