@@ -69,6 +69,7 @@ const OUTSIDE: [(&str, &[&str]); 9] = [
             "etcd-client",
             "fastrand",
             "hdrhistogram",
+            "http",
             "indicatif",
             "serde",
             "serde_json",
