@@ -25,16 +25,7 @@ const OUTSIDE: [(&str, &[&str]); 9] = [
     ("log", &["crc32c", "thiserror"]),
     (
         "kontiki",
-        &[
-            "bytes",
-            "crc32c",
-            "getrandom",
-            "metrics",
-            "socket2",
-            "thiserror",
-            "tokio",
-            "tracing",
-        ],
+        &["bytes", "crc32c", "getrandom", "metrics", "socket2", "thiserror", "tokio", "tracing"],
     ),
     ("store", &["bytes", "crc32c", "parking_lot", "redb", "thiserror"]),
     (
@@ -76,6 +67,7 @@ const OUTSIDE: [(&str, &[&str]); 9] = [
             "tempfile",
             "tokio",
             "tonic",
+            "tonic-prost",
             "tracing",
             "tracing-subscriber",
         ],
