@@ -1,6 +1,6 @@
 //! How the program fails: one line on stderr and an exit code.
 
-use std::{fmt, io};
+use std::{error::Error, fmt, io};
 
 /// A command did not do what was asked.
 #[derive(Debug)]
@@ -60,4 +60,20 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe { Self::told() } else { Self::new(error) }
     }
+}
+
+/// The error and what caused it, on one line.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let reason = error.to_string();
+        // Some errors already tell their cause.
+        if !text.contains(&reason) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+        cause = error.source();
+    }
+    text
 }

@@ -7,6 +7,7 @@ mod dev;
 mod duration;
 mod failure;
 mod labs;
+mod rebuild;
 mod serve;
 mod sim;
 
@@ -50,6 +51,8 @@ enum Command {
     Labs(labs::LabsArgs),
     /// Run random worlds with every fault there is
     Sim(sim::SimArgs),
+    /// Make a cluster of the one server that is left, and lose what it has not received
+    Rebuild(rebuild::RebuildArgs),
     #[command(flatten)]
     Client(Box<ClientCommand>),
 }
@@ -88,6 +91,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(&args),
         Command::Labs(args) => labs::run(args, &mut stdout),
         Command::Sim(args) => sim::run(&args, &mut stdout),
+        Command::Rebuild(args) => rebuild::run(args, &mut stdout),
         Command::Bench(args) => {
             let report = one_thread()?.block_on(bench::run(*args))?;
             stdout.write_all(report.as_bytes())?;

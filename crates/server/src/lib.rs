@@ -52,6 +52,7 @@ mod maintenance;
 mod members;
 pub mod metrics;
 pub mod proto;
+mod rebuild;
 mod server;
 mod service;
 pub mod status;
@@ -59,4 +60,5 @@ mod to_wire;
 
 pub use config::{ConfigError, ServerConfig};
 pub use maintenance::API_VERSION;
+pub use rebuild::{Rebuild, RebuildError, Rebuilt, Survivor};
 pub use server::{RunningServer, Server, ServerFault, ShutdownError, StartError};

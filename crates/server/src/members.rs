@@ -177,10 +177,12 @@ impl Roster {
         self.people().members.iter().find(|member| member.id == id).cloned()
     }
 
-    /// Says which node this server is. What the flags say is not asked any more.
+    /// Says which node this server is. What the flags say is not asked any more, nor what was
+    /// made of it.
     pub(crate) fn set_node(&self, node: NodeId) {
         let mut people = self.people_mut();
         people.me.node = node;
+        people.is_removed = false;
         if let Some(me) = people.members.iter().find(|member| member.node == node) {
             people.me = me.clone();
         }

@@ -18,6 +18,7 @@ use crate::{
     listener,
     machine::{self, Cues, KvMachine},
     members::Roster,
+    rebuild::log_dir,
     service::{Limits, Service},
     status::{Failure, Refusal},
 };
@@ -100,7 +101,7 @@ impl Server {
             roster: Arc::clone(&roster),
             cues: Arc::clone(&cues),
         };
-        let raft_dir = data_dir.join("raft");
+        let raft_dir = log_dir(&config.data_dir);
         let builder = match born(birth, &raft_dir, &advertised)? {
             Birth::Founder { me, voters } => Raft::builder(me, machine).bootstrap(voters),
             Birth::Joiner { others } => Raft::joiner(machine).join(others).advertise(advertised),
@@ -134,7 +135,8 @@ impl Server {
 }
 
 /// How the server has come to its cluster, if it has done so already. Whoever comes back is who
-/// it was: the flags of a founder may name other members by then than at its birth, as in etcd.
+/// it was: the flags of a founder may name other members by then than at its birth, as in etcd,
+/// and a cluster that was rebuilt is another one than the flags make.
 /// A directory that was made for another server is left to be refused.
 fn born(birth: Birth, dir: &Path, advertised: &str) -> Result<Birth, StartError> {
     let Birth::Founder { me, voters } = birth else { return Ok(birth) };
@@ -144,8 +146,10 @@ fn born(birth: Birth, dir: &Path, advertised: &str) -> Result<Birth, StartError>
     let was: Vec<(u64, &str)> = genesis.map(|member| (member.id.get(), &*member.address)).collect();
     let is: Vec<(u64, &str)> = voters.iter().map(|(id, at)| (*id, at.as_str())).collect();
     let own = found.as_ref().map(|identity| (identity.node.get(), advertised));
-    if was != is && own.is_some_and(|own| was.contains(&own)) {
-        tracing::info!("--initial-cluster is not what this server was born with, and is ignored");
+    if own.is_some_and(|own| was.contains(&own)) {
+        if was != is {
+            tracing::info!("--initial-cluster is not what this server was born with: ignored");
+        }
         let others = voters.into_iter().map(|(_, at)| at).collect();
         return Ok(Birth::Joiner { others });
     }
@@ -414,7 +418,7 @@ mod tests {
     use super::*;
 
     /// Replaces `from` wherever it lies in the file.
-    fn damage(path: &std::path::Path, from: &[u8]) {
+    fn damage(path: &Path, from: &[u8]) {
         let mut content = std::fs::read(path).unwrap();
         let places: Vec<usize> =
             (0..content.len()).filter(|&at| content[at..].starts_with(from)).collect();

@@ -6,7 +6,6 @@ mod variables;
 
 use std::{
     env,
-    error::Error,
     io::{self, Read as _},
     thread,
 };
@@ -18,7 +17,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::failure::Failure;
+use crate::failure::{Failure, with_causes};
 
 pub(crate) use args::ServeArgs;
 
@@ -101,22 +100,6 @@ fn cannot_start(error: &StartError) -> Failure {
         StartError::Config(error) => Failure::usage(error),
         other => Failure::new(with_causes(other)),
     }
-}
-
-/// The error and what caused it, on one line.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let reason = error.to_string();
-        // Some errors already tell their cause.
-        if !text.contains(&reason) {
-            text.push_str(": ");
-            text.push_str(&reason);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// What asks a server to stop.

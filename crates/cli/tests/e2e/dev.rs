@@ -135,6 +135,65 @@ fn dev_serves_survives_its_leaders_death_and_goes_on_with_its_data() {
     });
 }
 
+/// Runs a command that succeeds; returns what it prints.
+fn done(args: &[&str]) -> String {
+    let output = kontiki(args);
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn servers_come_and_go_while_dev_runs() {
+    let _alone = alone();
+    run(async {
+        let dir = directory();
+        let data_dir = dir.path().join("data");
+        let data_dir = data_dir.to_str().unwrap();
+        let base = free_base_port(4);
+        let base_port = base.to_string();
+        let args = ["--data-dir", data_dir, "--base-port", &base_port];
+        let order = |order: &[&str]| done(&[&["dev"], order, &["--data-dir", data_dir]].concat());
+        let endpoint = |number: u16| format!("127.0.0.1:{}", base + 10 * (number - 1));
+        let names = |at: u16| {
+            let list = done(&["members", "--endpoints", &endpoint(at)]);
+            let name = |line: &str| line.split(", ").nth(2).unwrap().to_owned();
+            list.lines().map(name).collect::<Vec<_>>()
+        };
+
+        let mut dev = Dev::start(&dir.path().join("first"), &args);
+        dev.until_printed("ready;").await;
+        done(&["put", "hello", "world", "--endpoints", &endpoint(1)]);
+        assert!(order(&["add"]).ends_with("n4 has caught up, and votes\n"));
+        assert_eq!(done(&["get", "hello", "--endpoints", &endpoint(4)]), "hello\nworld\n");
+        assert!(order(&["replace", "n2"]).ends_with("n2 has caught up, and votes\n"));
+        assert_eq!(names(4), ["n1", "n3", "n4", "n2"]);
+        assert_eq!(done(&["get", "hello", "--endpoints", &endpoint(2)]), "hello\nworld\n");
+        assert!(order(&["remove", "n1"]).starts_with("n1 is removed"));
+        assert_eq!(names(3), ["n3", "n4", "n2"]);
+        order(&["kill", "n4"]);
+        let unknown = kontiki(&["dev", "stop", "n9", "--data-dir", data_dir]);
+        let told = String::from_utf8(unknown.stderr).unwrap();
+        assert!(told.contains("there is no server n9; there are n2, n3, n4"), "{told}");
+        done(&["put", "without", "n4", "--endpoints", &endpoint(3)]);
+        order(&["start", "n4"]);
+        let moved = done(&["move-leader", "n2", "--endpoints", &endpoint(3)]);
+        assert!(moved.starts_with("Leadership transferred from "), "{moved}");
+        signal(&dev.child, Signal::TERM);
+        assert_eq!(end_of(&mut dev.child, "dev stops").await.code(), Some(0), "{}", dev.printed());
+
+        // Who has come and gone is remembered.
+        let mut again = Dev::start(&dir.path().join("second"), &args);
+        again.until_printed("ready;").await;
+        assert_eq!(names(4), ["n3", "n4", "n2"]);
+        assert_eq!(done(&["get", "without", "--endpoints", &endpoint(4)]), "without\nn4\n");
+        signal(&again.child, Signal::INT);
+        assert_eq!(end_of(&mut again.child, "dev stops").await.code(), Some(0));
+    });
+    let output = kontiki(&["dev", "add", "--data-dir", "/nowhere"]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("no `kontiki dev` runs on /nowhere"), "{told}");
+}
+
 #[test]
 fn servers_do_not_outlive_a_dev_that_is_killed() {
     let _alone = alone();

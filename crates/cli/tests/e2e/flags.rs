@@ -40,6 +40,10 @@ fn a_wrong_flag_is_named_with_the_reason() {
         (&["bench", "put", "--key-size", "1"], "--key-size 1"),
         (&["bench", "put", "--clients", "0"], "--clients"),
         (&["labs", "no_such_lab"], "there is no scenario no_such_lab"),
+        (&["members", "add", "n4"], "--peer-urls"),
+        (&["members", "remove"], "<NAME|ID>"),
+        (&["rebuild"], "--data-dir"),
+        (&["serve", "--initial-cluster-state", "existing"], "names no other server"),
         (&["unknown"], "unknown"),
     ] {
         let text = refused(args, &[]);
@@ -62,8 +66,26 @@ fn a_flag_wins_over_our_variable_and_that_over_etcds() {
 }
 
 #[test]
+fn a_variable_of_etcd_that_asks_for_tls_stops_the_server() {
+    let told = refused(&["serve"], &[("ETCD_PEER_AUTO_TLS", "true")]);
+    assert!(told.contains("ETCD_PEER_AUTO_TLS: TLS is not supported yet"), "{told}");
+}
+
+#[test]
 fn help_and_version_are_there() {
-    for command in ["dev", "serve", "put", "get", "del", "txn", "compact", "status", "members"] {
+    for command in [
+        "dev",
+        "serve",
+        "put",
+        "get",
+        "del",
+        "txn",
+        "compact",
+        "status",
+        "members",
+        "move-leader",
+        "rebuild",
+    ] {
         let output = Command::new(KONTIKI).args([command, "--help"]).output().unwrap();
         assert!(output.status.success());
         assert!(String::from_utf8(output.stdout).unwrap().contains("Usage: kontiki "));

@@ -17,4 +17,5 @@ mod flags;
 mod load;
 mod members;
 mod proxy;
+mod rebuild;
 mod servers;
