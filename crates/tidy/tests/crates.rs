@@ -36,6 +36,7 @@ const OUTSIDE: [(&str, &[&str]); 9] = [
             "http-body",
             "hyper",
             "hyper-util",
+            "metrics",
             "prost",
             "prost-build",
             "prost-types",
