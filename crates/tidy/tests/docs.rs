@@ -42,9 +42,21 @@ fn assert_place_exists(place: &str) {
 #[test]
 fn every_name_in_the_map_of_the_protocol_exists() {
     let page = File::read("docs/protocol.md");
-    for heading in
-        ["## Elections", "## Replication", "## Durability", "## Reads", "## Clients", "## Transfer"]
-    {
+    for heading in [
+        "## Elections",
+        "## Replication",
+        "## Durability",
+        "## Reads",
+        "## Clients",
+        "## Transfer",
+        "## Membership",
+        "## Priority",
+        "## Snapshots",
+        "## Log compaction",
+        "## Damaged logs",
+        "## Lease reads",
+        "## A full disk",
+    ] {
         let rows = table(&page.text, heading);
         assert!(!rows.is_empty(), "{heading} has no rows");
         for row in rows {
