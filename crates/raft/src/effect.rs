@@ -97,7 +97,8 @@ pub enum Outbound {
 pub enum Apply {
     /// Apply these.
     Entries(Vec<Entry>),
-    /// Read these from the log and apply them: the core does not hold them any more.
+    /// Read these from the log and apply them: the core does not hold them any more. If a
+    /// reset has dropped them meanwhile, skip them: the snapshot that stands for them comes next.
     Stored(RangeInclusive<Index>),
     /// Replace the whole state by that of this snapshot, which the host has received.
     Snapshot(SnapshotMeta),

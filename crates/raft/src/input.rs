@@ -70,6 +70,7 @@ pub enum Input {
         /// The last index that it has applied.
         upto: Index,
         /// Up to here it will still know after power loss. The log may be purged up to here.
+        /// A snapshot beyond `upto` was received and is not installed, and counts for nothing.
         durable: Index,
     },
     /// The entries asked for by [`Outbound::SendStored`](crate::Outbound) could not be read.

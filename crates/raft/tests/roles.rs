@@ -25,7 +25,7 @@ fn node(membership: Arc<Membership>) -> RaftCore {
         is_pristine: true,
         ..Recovered::default()
     };
-    RaftCore::new(Config::new(NodeId(3), 1), recovered, Timestamp(1)).unwrap()
+    RaftCore::new(Config::new(NodeId(3), 1), recovered, Timestamp(1)).expect("it could be so")
 }
 
 /// Takes everything that the node wants written for written.
@@ -39,7 +39,7 @@ fn persist(node: &mut RaftCore, now: Timestamp) {
 
 /// Whether it stands for election when it has heard nobody for very long.
 fn stands(node: &mut RaftCore) -> bool {
-    let late = Timestamp(Duration::from_secs(1_000).as_nanos().try_into().unwrap());
+    let late = Timestamp(Duration::from_secs(1_000).as_nanos().try_into().expect("small"));
     node.step(late, Input::Timeout);
     node.status().soft_state.role == Role::PreCandidate
 }
