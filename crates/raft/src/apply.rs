@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Apply, Entry, EntryId, Index, RaftCore, SnapshotMeta};
+use crate::{Apply, Entry, EntryId, Index, NodeId, RaftCore, SnapshotMeta};
 
 /// Entries on their way through the state machine.
 #[derive(Clone, Debug)]
@@ -18,6 +18,11 @@ pub(crate) struct Applying {
     /// A snapshot that replaces the whole state, and comes before any further entry. Waits for
     /// the log to be reset to it.
     install: Option<SnapshotMeta>,
+    /// The last entry that the state machine was told to read from the log.
+    stored_upto: Index,
+    /// A snapshot that has arrived while the state machine reads from the log that it replaces,
+    /// and from whom.
+    held: Option<(NodeId, SnapshotMeta)>,
     /// Batches that are handed out and not applied: last index and bytes.
     outstanding: VecDeque<(Index, usize)>,
     outstanding_bytes: usize,
@@ -35,6 +40,8 @@ impl Applying {
             applied,
             durable: Index::ZERO,
             install: None,
+            stored_upto: Index::ZERO,
+            held: None,
             outstanding: VecDeque::new(),
             outstanding_bytes: 0,
             purge_asked: Index::ZERO,
@@ -75,6 +82,22 @@ impl Applying {
         }
     }
 
+    /// Keeps a snapshot for later if the state machine reads from the log: it would find the
+    /// entries gone that it is to apply. The newest one is kept.
+    pub(crate) fn hold(&mut self, from: NodeId, meta: &SnapshotMeta) -> bool {
+        let is_reading = self.applied < self.stored_upto;
+        let is_newer = |(_, held): &(NodeId, SnapshotMeta)| held.last.index <= meta.last.index;
+        if is_reading && self.held.as_ref().is_none_or(is_newer) {
+            self.held = Some((from, meta.clone()));
+        }
+        is_reading
+    }
+
+    /// The snapshot that was kept, once nothing is read from the log any more.
+    fn take_held(&mut self) -> Option<(NodeId, SnapshotMeta)> {
+        if self.applied < self.stored_upto { None } else { self.held.take() }
+    }
+
     /// What the snapshot stands for that is to be installed next.
     pub(crate) fn installs(&self) -> Option<EntryId> {
         self.install.as_ref().map(|meta| meta.last)
@@ -89,6 +112,14 @@ impl Applying {
 }
 
 impl RaftCore {
+    /// The state machine has applied everything up to `upto`.
+    pub(crate) fn on_applied(&mut self, upto: Index, durable: Index) {
+        self.applying.on_applied(upto, durable);
+        if let Some((from, meta)) = self.applying.take_held() {
+            self.on_snapshot_received(from, meta);
+        }
+    }
+
     pub(crate) fn hand_out_apply(&mut self, out: &mut Vec<Apply>) {
         let target = self.commit_index.min(self.writes.durable_index());
         if let Some(meta) = self.applying.install.take_if(|meta| meta.last.index <= target) {
@@ -112,6 +143,7 @@ impl RaftCore {
                     .min(target)
                     .min(self.log.cache_start().prev());
                 self.applying.on_handed_out(upto, 0);
+                self.applying.stored_upto = upto;
                 out.push(Apply::Stored(first..=upto));
             } else {
                 break; // one range of old entries at a time

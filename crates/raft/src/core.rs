@@ -167,7 +167,7 @@ impl RaftCore {
             Input::Read { id, mode } => self.on_read(id, mode),
             Input::Persisted(ticket) => self.on_persisted(&ticket),
             Input::WriteFailed(ticket) => self.on_write_failed(&ticket),
-            Input::Applied { upto, durable } => self.applying.on_applied(upto, durable),
+            Input::Applied { upto, durable } => self.on_applied(upto, durable),
             Input::EntriesUnavailable { why, .. } => self.on_entries_unavailable(why),
             Input::Purged { upto } => self.on_purged(upto),
             Input::PeerUnreachable { id } => self.on_unreachable(id),

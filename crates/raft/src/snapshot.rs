@@ -135,6 +135,8 @@ impl RaftCore {
             if self.log.id_at(last.index) == Some(last) {
                 // The log holds all of it, so all after it may be right too (pitfall M9).
                 self.commit_index = last.index;
+            } else if self.applying.hold(from, &meta) {
+                return; // the state machine is still reading from the log
             } else {
                 self.reset_log(meta);
             }

@@ -2,7 +2,10 @@
 //! `kontiki sim` does the same with more comfort.
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
-use kontiki_sim::swarm::{Options, run_many};
+use kontiki_sim::swarm::{Options, draw, fails_here, run_many, shrink};
+
+/// How many scenarios are tried to make a failing one smaller.
+const TRIES: u64 = 600;
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -13,6 +16,9 @@ fn main() {
     let report = run_many(&options, &|_| ());
     for failed in &report.failures {
         println!("seed {}:\n{}\n", failed.seed, failed.text);
+        if let Some(shrunk) = shrink(&draw(failed.seed), TRIES, &mut fails_here) {
+            println!("{}\nafter {} tries:\n{}", shrunk.what, shrunk.tries, shrunk.scenario);
+        }
     }
     println!("{runs} worlds from seed {first} on, {} failed:", report.failures.len());
     for (what, count) in report.seen.rows() {
