@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kontiki_log::LogError;
@@ -20,6 +20,7 @@ use kontiki_raft::{
     Body, Entry, EntryId, Envelope, Index, LogWrite, NodeId, Session, Unavailable, WriteBatch,
     WriteTicket,
 };
+use metrics::Histogram;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{LogFailure, LogReader, LogWriter, Upkeep, error::chain};
@@ -110,6 +111,8 @@ pub(crate) struct LogLoop<E> {
     pub(crate) events: UnboundedSender<E>,
     pub(crate) space: Arc<Space<E>>,
     pub(crate) upkeep: Option<SyncSender<()>>,
+    /// How long each sync takes, in seconds.
+    pub(crate) syncs: Histogram,
 }
 
 /// Not one write more: the log has failed, or nobody is left to ask for any.
@@ -139,7 +142,7 @@ impl<E: From<LogEvent>> LogLoop<E> {
     /// Returns how many bytes were written.
     fn carry_out(&mut self, mut work: Work) -> Result<usize, Stop> {
         if work.ticket.is_some() {
-            let written = self.write(&mut work).and_then(|()| self.log.sync());
+            let written = self.write(&mut work).and_then(|()| self.sync());
             let Some(ticket) = work.ticket else { return Err(Stop) };
             if let Err(error) = written {
                 self.tell(LogEvent::Failed { ticket: Some(ticket), error });
@@ -153,6 +156,13 @@ impl<E: From<LogEvent>> LogLoop<E> {
             self.purge(upto)?;
         }
         Ok(work.bytes)
+    }
+
+    fn sync(&mut self) -> Result<(), LogFailure> {
+        let began = Instant::now();
+        let synced = self.log.sync();
+        self.syncs.record(began.elapsed().as_secs_f64());
+        synced
     }
 
     /// Writes all of `work`. While the disk is full it waits, takes in more, and tries again.
@@ -447,7 +457,14 @@ mod tests {
         events: UnboundedSender<LogEvent>,
     ) -> LogLoop<LogEvent> {
         let space = Arc::new(Space::new(events.clone()));
-        LogLoop { log: Box::new(log.clone()), jobs, events, space, upkeep: None }
+        LogLoop {
+            log: Box::new(log.clone()),
+            jobs,
+            events,
+            space,
+            upkeep: None,
+            syncs: Histogram::noop(),
+        }
     }
 
     /// Runs the log thread over `jobs` and returns what it said.

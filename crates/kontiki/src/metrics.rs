@@ -87,6 +87,11 @@ struct Gauges {
     unanswered: Gauge,
 }
 
+/// What the log thread of a node measures.
+pub(crate) fn log_sync_seconds(id: NodeId) -> Histogram {
+    histogram!("kontiki_log_sync_seconds", vec![Label::new("node", id.get().to_string())])
+}
+
 impl Meters {
     pub(crate) fn new(id: NodeId) -> Self {
         let node = Label::new("node", id.get().to_string());
@@ -408,6 +413,7 @@ mod tests {
         };
         let code = include_str!("metrics.rs").split("#[cfg(test)]").next().unwrap();
         let page = include_str!("../../../docs/metrics.md");
+        let page = page.split("## What the server shows").next().unwrap();
         assert_eq!(names(code, '"'), names(page, '`'));
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     discover,
     handle::{HandleParts, Phase, Room},
     log_thread::{LogLoop, Space, run_stored_reads, run_upkeep},
+    metrics::log_sync_seconds,
     node::{Internal, Node, NodeParts, Sources, Threads, Times},
     snapshot_files::DirSnapshots,
     snapshots::{Sessions, SnapshotFiles, restore, run_snapshots},
@@ -420,7 +421,8 @@ impl<R: Send + 'static> Starter<'_, R> {
                 Some(wake)
             }
         };
-        let log_loop = LogLoop { log: writer, jobs, events, space, upkeep: wake_upkeep };
+        let syncs = log_sync_seconds(self.id);
+        let log_loop = LogLoop { log: writer, jobs, events, space, upkeep: wake_upkeep, syncs };
         self.spawn("log", move || log_loop.run())?;
         let (tell, log_reader) = (self.events.clone(), Arc::clone(&reader));
         self.spawn("reads", move || run_stored_reads(&log_reader, &stored_jobs, &tell))?;

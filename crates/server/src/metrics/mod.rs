@@ -66,24 +66,7 @@ async fn write_raft(service: &Service, out: &mut String) -> fmt::Result {
     gauge(out, "kontiki_log_first_index", "First index that the log holds.", first)?;
     gauge(out, "kontiki_log_last_index", "Last index of the log.", status.last.index.get())?;
     let durable = status.durable_index.get();
-    gauge(out, "kontiki_log_durable_index", "Last index that is on this disk.", durable)?;
-    let is_full = u64::from(status.is_storage_full);
-    gauge(out, "kontiki_storage_full", "Whether the disk under the log is full.", is_full)?;
-    let is_damaged = u64::from(status.damaged.is_some());
-    let what = "Whether entries of the log are damaged and not refilled yet.";
-    gauge(out, "kontiki_log_damaged", what, is_damaged)?;
-
-    if status.progress.is_empty() {
-        return Ok(());
-    }
-    let what = "Entries that a follower is behind; only on the leader.";
-    head(out, "kontiki_follower_lag_entries", "gauge", what)?;
-    for follower in &status.progress {
-        let label = format!("To=\"{}\"", service.roster.name_of(follower.id));
-        let lag = status.last.index.get().saturating_sub(follower.match_index.get());
-        sample(out, "kontiki_follower_lag_entries", &label, lag)?;
-    }
-    Ok(())
+    gauge(out, "kontiki_log_durable_index", "Last index that is on this disk.", durable)
 }
 
 fn write_store(service: &Service, out: &mut String) -> fmt::Result {
@@ -123,4 +106,26 @@ fn gauge(out: &mut String, name: &str, help: &str, value: impl fmt::Display) -> 
 fn counter(out: &mut String, name: &str, help: &str, value: impl fmt::Display) -> fmt::Result {
     head(out, name, "counter", help)?;
     sample(out, name, "", value)
+}
+
+#[cfg(test)]
+mod tests {
+    /// Names are API.
+    #[test]
+    fn every_metric_is_documented() {
+        let page = include_str!("../../../../docs/metrics.md");
+        let sources =
+            [include_str!("mod.rs"), include_str!("meters.rs"), include_str!("process.rs")];
+        let prefixes = ["etcd_", "kontiki_", "grpc_server_", "process_"];
+        let mut count = 0;
+        for name in sources.iter().flat_map(|source| source.split('"')) {
+            let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+            if is_name && prefixes.iter().any(|prefix| name.starts_with(prefix) && name != *prefix)
+            {
+                assert!(page.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
+                count += 1;
+            }
+        }
+        assert!(20 < count, "{count} names were looked for");
+    }
 }

@@ -24,10 +24,8 @@ const BOUNDS: [f64; 21] = [
 ];
 
 /// etcd's names for what the library reports under its own.
-const ALIASES: &[(&str, &str)] = &[
-    ("kontiki_log_sync_seconds", "etcd_disk_wal_fsync_duration_seconds"),
-    ("kontiki_peer_rtt_seconds", "etcd_network_peer_round_trip_time_seconds"),
-];
+const ALIASES: &[(&str, &str)] =
+    &[("kontiki_log_sync_seconds", "etcd_disk_wal_fsync_duration_seconds")];
 
 static INSTALLED: OnceLock<Recorder> = OnceLock::new();
 
