@@ -31,6 +31,9 @@ pub(crate) struct Witness {
     pub(crate) votes: BTreeMap<Term, NodeId>,
     /// Entries up to here may be gone.
     pub(crate) purged: Index,
+    /// What it had acknowledged before it was damaged: whoever was told so counts it still, and
+    /// may, for a quorum without it decides before it takes part again.
+    lost: Option<LogView>,
     /// Its disk was damaged on purpose since it was last opened.
     pub(crate) may_be_damaged: bool,
     /// It has lost acknowledged entries, and has not said that it has got them back.
@@ -71,6 +74,7 @@ impl Witness {
             record: Vec::new(),
             votes: BTreeMap::new(),
             purged: Index::ZERO,
+            lost: None,
             may_be_damaged: false,
             is_damaged: false,
             life: Life::default(),
@@ -181,6 +185,9 @@ impl Witness {
         // Where nothing at all is kept the log begins anew; the state covers what is before, or
         // the server would not start.
         self.purged = self.purged.max(found.start().index);
+        if !self.is_damaged {
+            self.lost = Some(self.durable.clone());
+        }
         self.is_damaged = true;
         Ok(())
     }
@@ -195,6 +202,12 @@ impl Witness {
             && found.start().index <= self.purged
             && (start.get()..=last.index.get())
                 .all(|index| found.term_at(Index(index)) == self.durable.term_at(Index(index)))
+    }
+
+    /// Whether its disk has acknowledged this entry, and has not gone back on it.
+    pub(crate) fn holds(&self, id: EntryId) -> bool {
+        let lost = self.lost.as_ref().filter(|_| self.is_damaged);
+        self.durable.holds(id) || lost.is_some_and(|lost| lost.holds(id))
     }
 
     pub(crate) fn assert_voted(&self, term: Term, candidate: NodeId) -> Result<(), Broken> {

@@ -100,16 +100,22 @@ impl World {
         process.shipping.bytes_since = 0;
         process.shipping.commands_at = process.machine.commands;
         let bytes = process.machine.encode();
-        // What fails here is tried again some time later.
-        let Ok(mut writer) = process.snapshots.begin(&meta) else { return Ok(()) };
-        if writer.write_all(&bytes).is_err() {
-            return Ok(());
-        }
+        // What fails here is tried again with a later batch.
+        let begun = process.snapshots.begin(&meta).ok();
+        let Some(writer) = begun.and_then(|mut w| w.write_all(&bytes).ok().map(|()| w)) else {
+            return self.disappoint(id);
+        };
         process.shipping.making = Some((meta, writer));
         let life = process.life;
         let delay = self.snapshot_delay(id);
         self.schedule(self.now + delay, id, Happening::SnapshotMade { life });
         Ok(())
+    }
+
+    /// Nobody who waits for this snapshot gets one.
+    fn disappoint(&mut self, id: NodeId) -> Checked {
+        let wanted = std::mem::take(&mut self.process(id)?.shipping.wanted);
+        wanted.into_iter().try_for_each(|(to, session, _)| self.end_transfer(id, to, session, None))
     }
 
     fn snapshot_delay(&mut self, id: NodeId) -> u64 {
@@ -122,7 +128,7 @@ impl World {
         let process = self.process(id)?;
         let Some((meta, writer)) = process.shipping.making.take() else { return Ok(()) };
         if writer.finish().is_err() {
-            return Ok(()); // the disk has its reasons; there will be another one
+            return self.disappoint(id); // the disk has its reasons; there will be another one
         }
         let upto = process.machine.applied;
         self.snapshots.made += 1;

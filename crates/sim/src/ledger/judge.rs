@@ -283,10 +283,10 @@ impl Ledger {
         // The leader goes by the newest membership of its log; one that it has appended in this
         // very step came after the count.
         let memberships = [self.membership_at(view.last()), self.membership_at(top)];
-        let holds = |id| self.witness(id).durable.holds(top);
+        let holds = |id| self.witness(id).holds(top);
         if !memberships.iter().any(|&at| self.memberships[at].1.has_quorum(holds)) {
             let holders: Vec<NodeId> =
-                self.witnesses.iter().filter(|w| w.durable.holds(top)).map(|w| w.id).collect();
+                self.witnesses.iter().filter(|w| w.holds(top)).map(|w| w.id).collect();
             return Err(format!("{id} commits {top}, which only {holders:?} hold"));
         }
         let mut index = known_upto;
