@@ -354,14 +354,15 @@ async fn follow_health(
     }
 }
 
-/// Counts the leaders that this server comes to know, for the metrics.
+/// Names and counts the leaders that this server comes to know.
 async fn count_leaders(service: Arc<Service>) {
     let mut soft_state = service.raft.watch();
     let mut last = None;
     loop {
         let leader = soft_state.borrow_and_update().leader;
-        if leader != last && leader.is_some() {
+        if let Some(leader) = leader.filter(|_| leader != last) {
             service.meters.leader_seen();
+            tracing::info!(leader = service.roster.name_of(leader), "knows a leader");
         }
         last = leader;
         if soft_state.changed().await.is_err() {

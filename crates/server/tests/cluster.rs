@@ -277,6 +277,68 @@ fn a_server_that_comes_back_has_what_it_had() {
     });
 }
 
+/// Pitfall D10. What a server lacks is not in the logs of the others any more: it gets a snapshot,
+/// and with it all of history that was not compacted.
+#[test]
+fn a_server_that_was_away_for_too_long_gets_a_snapshot() {
+    run(async {
+        let mut cluster = Cluster::configured(3, |config| {
+            config.log_segment_bytes = 64 << 10;
+            config.log_keep_bytes = 64 << 10;
+            config.log_bytes_max = 256 << 10;
+        });
+        for at in 0..3 {
+            cluster.launch(at).await;
+        }
+        for at in 0..3 {
+            cluster.ready(at).await;
+        }
+        let mut client = cluster.client(0).await;
+        let put = |number: usize| pb::PutRequest {
+            key: format!("k{:03}", number % 100).into(),
+            value: vec![u8::try_from(number % 251).expect("a byte"); 2000].into(),
+            ..Default::default()
+        };
+        client.put(put(0)).await.unwrap();
+        cluster.stop(2).await;
+        // Some of it while the log is being purged: a snapshot is of one moment.
+        for number in 1..1000 {
+            client.put(put(number)).await.unwrap();
+        }
+        let request = pb::CompactionRequest { revision: 500, ..Default::default() };
+        client.compact(request).await.unwrap();
+
+        cluster.launch(2).await;
+        cluster.ready(2).await;
+        let mut late = cluster.client(2).await;
+        for revision in [0, 500, 777] {
+            let all = pb::RangeRequest {
+                key: "\0".into(),
+                range_end: "\0".into(),
+                revision,
+                serializable: true,
+                ..Default::default()
+            };
+            let there = late.range(all.clone()).await.unwrap();
+            assert_eq!(there.kvs, client.range(all).await.unwrap().kvs, "revision {revision}");
+            assert_eq!(there.count, 100);
+        }
+        let received = cluster.config(2).data_dir.join("member/raft/snapshot");
+        let count = std::fs::read_dir(received).unwrap().count();
+        assert!(0 < count, "it was a snapshot that it got, and not the log");
+
+        // It takes part as before, and has all of it on its own disk.
+        late.put(put(1000)).await.unwrap();
+        let status = late.status().await.unwrap();
+        cluster.stop(2).await;
+        cluster.launch(2).await;
+        cluster.ready(2).await;
+        let again = cluster.client(2).await.status().await.unwrap();
+        assert_eq!(again.header.unwrap().revision, status.header.unwrap().revision);
+        cluster.stop_all().await;
+    });
+}
+
 #[test]
 fn a_server_that_cannot_start_says_why() {
     run(async {
