@@ -63,8 +63,10 @@ impl RaftCore {
         let timeout = self.config.election_timeout;
         // A real election is not cut short while the votes of far away may be on their way.
         let is_pre_vote = matches!(self.state, State::PreCandidate(_));
-        let at_least = if is_pre_vote { timeout / 16 } else { timeout / 4 };
-        let deadline = self.now + at_least + self.random_delay(timeout / 4);
+        // To ask costs nothing; to stand again gives up the votes that are still on their way.
+        let (at_least, at_random) =
+            if is_pre_vote { (timeout / 16, timeout / 4) } else { (timeout / 2, timeout / 2) };
+        let deadline = self.now + at_least + self.random_delay(at_random);
         self.election_deadline = self.election_deadline.min(deadline);
     }
 
