@@ -15,7 +15,7 @@ struct Node {
 /// As different as settings can be that each alone are sound.
 fn config(id: u64) -> Config {
     let mut config = Config::new(NodeId(id), id);
-    let times = [(20, 200), (50, 300), (100, 1_000)][usize::try_from(id - 1).unwrap()];
+    let times = [(20, 200), (50, 300), (100, 1_000)][usize::try_from(id - 1).expect("few nodes")];
     config.heartbeat_interval = Duration::from_millis(times.0);
     config.election_timeout = Duration::from_millis(times.1);
     if id == 2 {
@@ -40,7 +40,8 @@ fn cluster() -> Vec<Node> {
             is_pristine: true,
             ..Recovered::default()
         };
-        let core = RaftCore::new(config(id), recovered, Timestamp(0)).unwrap();
+        let core =
+            RaftCore::new(config(id), recovered, Timestamp(0)).expect("the settings are sound");
         Node { core, applied: Vec::new() }
     };
     [1, 2, 3].map(start).into()
