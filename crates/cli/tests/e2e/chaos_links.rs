@@ -44,7 +44,6 @@ fn one_way_partitions_neither_stop_nor_split_the_cluster() {
                 servers.until_ready(index).await;
             }
         }
-        assert_eq!(links.unknown(), 0, "connections that no cut could stop");
         let writes = load.finish().await;
         assert!(100 < writes, "only {writes} writes: this was no load");
     });

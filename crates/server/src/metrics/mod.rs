@@ -1,6 +1,6 @@
 //! `/metrics`: what Prometheus is told, under etcd's names where the meaning is the same.
 //!
-//! Three sources: what a server counts itself ([`Meters`]), what it and the system can be asked
+//! Three sources: what a server counts itself (`Meters`), what it and the system can be asked
 //! at the moment of the question, and what the library reports through the `metrics` facade
 //! (`recorder`). A name of etcd stands here only for what etcd means by it; what is missing of
 //! etcd's names is missing because there is nothing honest to say. Names are API: they are listed
