@@ -1,7 +1,6 @@
 //! The service `Maintenance`: what one server tells about itself.
 
 use kontiki::Role;
-use kontiki_store::StoreError;
 
 use crate::{
     grpc::Received,
@@ -39,7 +38,7 @@ pub(crate) async fn status(
     Ok(pb::StatusResponse {
         header: Some(service.header(service.store.revision())),
         version: API_VERSION.to_owned(),
-        db_size: signed(service.store.size_bytes().map_err(StoreError::from)?),
+        db_size: signed(service.store.size_bytes()),
         db_size_in_use: signed(service.store.size_in_use_bytes()),
         leader,
         raft_index: status.commit_index.get(),

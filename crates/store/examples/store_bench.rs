@@ -50,7 +50,7 @@ fn run(keys: u64, value_bytes: usize, dir: &Path) {
     let half = store.revision() - i64::try_from(keys).unwrap() / 2;
     ranges(&store, keys, half, "same, old revision");
 
-    println!("size before compaction      {} MB", store.size_bytes().unwrap() >> 20);
+    println!("size before compaction      {} MB", store.size_bytes() >> 20);
     let before = Instant::now();
     load.apply(
         &store,
@@ -59,7 +59,7 @@ fn run(keys: u64, value_bytes: usize, dir: &Path) {
     println!("compaction answered in      {:?}", before.elapsed());
     assert!(store.wait_compacted(store.compact_revision(), Duration::from_secs(600)));
     println!("compaction done in          {:?}", before.elapsed());
-    println!("size, in use                {} MB, {} MB", store.size_bytes().unwrap() >> 20, {
+    println!("size, in use                {} MB, {} MB", store.size_bytes() >> 20, {
         store.size_in_use_bytes() >> 20
     });
     load.put_all(&store, "overwrite again");

@@ -4,7 +4,12 @@
 //! replicated, [`StoreError`] as an answer to a client, [`Fatal`] to stop the node,
 //! [`OpenError`] at the start. etcd's texts and codes live in the server.
 
-use std::{error::Error, path::PathBuf, sync::Arc};
+use std::{
+    error::Error,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// What is wrong with a request whatever the state of the store.
 ///
@@ -77,17 +82,26 @@ pub enum Fatal {
         /// What the engine says.
         source: Arc<dyn Error + Send + Sync>,
     },
-    /// An event is damaged or missing. It must not be skipped: that would invent history.
-    #[error("event store is damaged at revision {revision}: {what}")]
+    /// What was written is damaged or missing. It must not be skipped: that would invent
+    /// history. The data has to be fetched anew, from peers.
+    #[error("{} is damaged at byte {offset}: {what}", file.display())]
     Corrupt {
-        /// The main revision of the event.
-        revision: i64,
-        /// What is wrong with it.
-        what: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// Where it shows.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
     },
 }
 
 impl Fatal {
+    /// A frame whose checksum fits holds what none of ours does.
+    pub(crate) fn unsound(frame_seq: u64, what: &str) -> Self {
+        let what = format!("frame {frame_seq}: {what}");
+        Self::Corrupt { file: PathBuf::new(), offset: 0, what }
+    }
+
     pub(crate) fn io(op: &'static str, source: impl Error + Send + Sync + 'static) -> Self {
         Self::Io { op, source: Arc::new(source) }
     }
@@ -98,13 +112,13 @@ impl Fatal {
 #[non_exhaustive]
 pub enum OpenError {
     /// Another process has it open.
-    #[error("store {path} is open in another process")]
+    #[error("store {} is open in another process", path.display())]
     Locked {
         /// The file.
         path: PathBuf,
     },
     /// The file is of a format that this build does not know.
-    #[error("store {path} has format {found}, this build knows {known}")]
+    #[error("store {} has format {found}, this build knows {known}", path.display())]
     Version {
         /// The file.
         path: PathBuf,
@@ -113,22 +127,43 @@ pub enum OpenError {
         /// The format of this build.
         known: u32,
     },
-    /// The content is damaged. This node has to be rebuilt from its peers.
-    #[error("store {path} cannot be read")]
+    /// The content is damaged. Its data has to be fetched anew, from peers.
+    #[error("{} is damaged at byte {offset}: {what}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What was found.
-        source: Fatal,
+        /// Where it shows.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
     },
     /// The file system refused.
-    #[error("cannot open store {path}")]
+    #[error("cannot open store {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
         source: Arc<dyn Error + Send + Sync>,
     },
+}
+
+impl OpenError {
+    pub(crate) fn damaged(path: &Path, offset: u64, what: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), offset, what: what.into() }
+    }
+
+    /// Bytes that the disk does not give back are as damaged as any.
+    pub(crate) fn unreadable(path: &Path, offset: u64, error: &io::Error) -> Self {
+        Self::damaged(path, offset, format!("the disk does not give it back: {error}"))
+    }
+
+    /// What went wrong while the store at `path` was opened.
+    pub(crate) fn from_fatal(path: &Path, fatal: Fatal) -> Self {
+        match fatal {
+            Fatal::Corrupt { file, offset, what } => Self::damaged(&file, offset, what),
+            Fatal::Io { source, .. } => Self::Io { path: path.to_owned(), source },
+        }
+    }
 }
 
 /// Why bytes are no request.

@@ -2,14 +2,12 @@
 
 use crate::{
     error::{Fatal, StoreError},
+    frame::FrameHeader,
+    history::History,
     read::readable,
-    record::{Records, Revision},
     response::HashKv,
     store::{Shared, Store},
 };
-
-/// How many blocks are hashed before writers may pass.
-const STEP_BLOCKS: usize = 64;
 
 impl Store {
     /// The hash of every event that history from the compact revision up to `revision` needs;
@@ -24,75 +22,60 @@ impl Store {
     /// while it is read, even if `revision` stays readable.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv, StoreError> {
         let shared = self.shared();
-        let (checkpoint, at, pending) = {
-            let state = shared.read_state()?;
-            let at = readable(revision, &state.checkpoint)?;
-            (state.checkpoint, at, state.pending.snapshot())
+        let (history, at) = {
+            let mut state = shared.write_state()?;
+            let at = readable(revision, &state.position)?;
+            (History::of(&mut state), at)
         };
-        let compact_revision = checkpoint.compact_revision;
-        let mut hasher = Hasher { crc: 0, upto: at, last: Revision::default() };
-
-        let mut from = Some(Revision::default());
-        while let Some(name) = from {
-            from = hasher.step(&shared, compact_revision, |each| {
-                shared.events.scan(name, STEP_BLOCKS, each)
-            })?;
-        }
-        for block in pending {
-            // What was flushed meanwhile has been hashed from disk.
-            hasher.step(&shared, compact_revision, |each| {
-                each(Records::new(block.first, &block.bytes)).map(|()| None)
-            })?;
+        let compact_revision = history.position.compact_revision;
+        let mut hasher =
+            Hasher { shared: &shared, crc: 0, upto: at, compact_revision, is_late: false };
+        history.frames(&mut |header, frame| hasher.add(header, frame))?;
+        if hasher.is_late {
+            return Err(StoreError::Compacted);
         }
         Ok(HashKv {
             hash: hasher.crc,
             compact_revision,
             hash_revision: at,
-            revision: checkpoint.revision,
+            revision: history.position.revision,
         })
     }
 }
 
-struct Hasher {
+struct Hasher<'a> {
+    shared: &'a Shared,
     crc: u32,
     upto: i64,
-    /// The last event that was looked at. Everything up to it is hashed.
-    last: Revision,
+    compact_revision: i64,
+    /// History was compacted meanwhile.
+    is_late: bool,
 }
 
-impl Hasher {
-    fn step(
-        &mut self,
-        shared: &Shared,
-        compact_revision: i64,
-        read: impl FnOnce(
-            &mut dyn FnMut(Records<'_>) -> Result<(), Fatal>,
-        ) -> Result<Option<Revision>, Fatal>,
-    ) -> Result<Option<Revision>, StoreError> {
-        let state = shared.read_state()?;
-        if compact_revision != state.checkpoint.compact_revision {
-            return Err(StoreError::Compacted);
+impl Hasher<'_> {
+    fn add(&mut self, header: &FrameHeader, frame: &[u8]) -> Result<(), Fatal> {
+        if self.is_late {
+            return Ok(());
         }
-        Ok(read(&mut |records| {
-            for item in records {
-                let (event, record) = item?;
-                let at = event.version.at;
-                if at <= self.last || self.upto < at.main {
-                    continue;
-                }
-                self.last = at;
-                let is_retained = compact_revision < at.main
-                    || state
-                        .index
-                        .get(event.key)
-                        .is_some_and(|key| key.retains(at, compact_revision));
-                if is_retained {
-                    // A record holds lengths and numbers too: no two events hash alike
-                    // because their bytes follow each other alike.
-                    self.crc = crc32c::crc32c_append(self.crc, record);
-                }
+        let state = self.shared.read_state()?;
+        self.is_late = self.compact_revision != state.position.compact_revision;
+        for item in header.records(frame) {
+            let (event, record) = item.map_err(|what| Fatal::unsound(header.seq, what))?;
+            let at = event.version.at;
+            if self.upto < at.main {
+                break;
             }
-            Ok(())
-        })?)
+            let is_retained = self.compact_revision < at.main
+                || state
+                    .index
+                    .get(event.key)
+                    .is_some_and(|key| key.retains(at, self.compact_revision));
+            if is_retained {
+                // A record holds lengths and numbers too: no two events hash alike because
+                // their bytes follow each other alike.
+                self.crc = crc32c::crc32c_append(self.crc, record);
+            }
+        }
+        Ok(())
     }
 }

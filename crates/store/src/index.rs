@@ -1,4 +1,5 @@
-//! The keys in memory: which versions each has, and the values of those in use.
+//! The keys in memory: which versions each has and where they lie, and the values of those in
+//! use.
 //!
 //! A key keeps its newest version in place and older ones, oldest first, beside it:
 //!
@@ -6,10 +7,9 @@
 //!   older: 4 put │ 7 put │ 9 delete      newest: 12 put        reading at 8 finds 7, at 9 nothing
 //! ```
 //!
-//! A tombstone is a version like any other until compaction takes it. Values of newest
-//! versions stay here as long as there is room (see [`KeyIndex::evict`]); all others are read
-//! from the events. Memory per key without its value: about 90 bytes, the key, and the slack of
-//! the tree.
+//! A tombstone is a version like any other until compaction takes it. Of an older version only
+//! the place is here, 24 bytes; its record knows the rest. Values of newest versions stay here
+//! as long as there is room (see [`KeyIndex::evict`]); all others are read from the segments.
 
 use std::{
     collections::{
@@ -26,10 +26,11 @@ use crate::{
     key::Key,
     range_end::{Bounds, Span},
     record::{Revision, Version},
+    segment::Place,
 };
 
 /// What a value in memory costs beyond its bytes: headers of the allocator and of `Bytes`.
-const VALUE_OVERHEAD: usize = 64;
+const VALUE_OVERHEAD: usize = 112;
 
 /// How many keys one call of [`KeyIndex::evict`] looks at: a bound on the time that the lock
 /// is held, well above the number of puts in a batch. A guess.
@@ -49,66 +50,197 @@ pub(crate) struct KeyIndex {
 /// A key.
 #[derive(Debug)]
 pub(crate) struct KeyEntry {
-    newest: Version,
+    newest: Newest,
     /// The value of `newest`, if it is in memory. Never of a tombstone.
-    value: Option<Bytes>,
-    /// Read since eviction came by.
-    is_touched: AtomicBool,
-    older: Option<Box<History>>,
+    hot: Option<Box<Hot>>,
+    /// What few keys have.
+    more: Option<Box<More>>,
 }
 
-/// Older versions, oldest first.
+const _: () = assert!(size_of::<KeyEntry>() == 56, "memory per key is a promise");
+
+/// The newest version, and where it lies. Its lease is in [`More`].
+#[derive(Clone, Copy, Debug)]
+struct Newest {
+    main: i64,
+    create_revision: i64,
+    /// Zero in a tombstone.
+    version: i64,
+    sub: u32,
+    place: Place,
+}
+
+/// A value in memory.
+#[derive(Debug)]
+struct Hot {
+    value: Bytes,
+    /// Read since eviction came by.
+    is_touched: AtomicBool,
+}
+
 #[derive(Debug, Default)]
-struct History(Vec<Version>);
+struct More {
+    /// Of the newest version, or zero.
+    lease: i64,
+    /// Oldest first.
+    older: Vec<Older>,
+}
+
+/// An older version: its place, and whether it is a tombstone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Older {
+    main: i64,
+    sub: u32,
+    segment: u32,
+    offset: u32,
+    /// The highest bit marks a tombstone: no record is as long as 2 GiB.
+    len: u32,
+}
+
+const _: () = assert!(size_of::<Older>() == 24, "memory per version is a promise");
+
+const TOMBSTONE: u32 = 1 << 31;
+
+impl Older {
+    pub(crate) fn new(at: Revision, place: Place, is_tombstone: bool) -> Self {
+        let Place { segment, offset, len } = place;
+        let len = if is_tombstone { len | TOMBSTONE } else { len };
+        Self { main: at.main, sub: at.sub, segment, offset, len }
+    }
+
+    pub(crate) fn at(&self) -> Revision {
+        Revision { main: self.main, sub: self.sub }
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        let Self { segment, offset, len, .. } = *self;
+        Place { segment, offset, len: len & !TOMBSTONE }
+    }
+
+    pub(crate) fn is_tombstone(&self) -> bool {
+        self.len & TOMBSTONE != 0
+    }
+}
 
 /// A live version that a read found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hit<'a> {
-    pub(crate) version: Version,
+    pub(crate) at: Revision,
+    pub(crate) place: Place,
+    /// All of it but the value, if it is the newest version of its key.
+    pub(crate) newest: Option<Version>,
     /// Its value, if in memory.
     pub(crate) value: Option<&'a Bytes>,
-    /// Whether it is the newest version of its key.
-    pub(crate) is_newest: bool,
+}
+
+impl Newest {
+    fn new(version: &Version, place: Place) -> Self {
+        let Version { at, create_revision, version, .. } = *version;
+        Self { main: at.main, create_revision, version, sub: at.sub, place }
+    }
+
+    fn at(&self) -> Revision {
+        Revision { main: self.main, sub: self.sub }
+    }
+
+    fn is_tombstone(&self) -> bool {
+        self.version == 0
+    }
 }
 
 impl KeyEntry {
-    fn new(newest: Version, value: Option<Bytes>) -> Self {
-        Self { newest, value, is_touched: AtomicBool::new(false), older: None }
+    pub(crate) fn new(version: &Version, place: Place, value: Option<Bytes>) -> Self {
+        let more = (version.lease != 0)
+            .then(|| Box::new(More { lease: version.lease, older: Vec::new() }));
+        Self { newest: Newest::new(version, place), hot: value.map(Hot::new), more }
+    }
+
+    /// An entry that a checkpoint holds.
+    pub(crate) fn restored(version: &Version, place: Place, older: Vec<Older>) -> Self {
+        let mut entry = Self::new(version, place, None);
+        if !older.is_empty() {
+            entry.more.get_or_insert_default().older = older;
+        }
+        entry
+    }
+
+    /// The newest version, be it a tombstone, and its place.
+    pub(crate) fn newest(&self) -> (Version, Place) {
+        let Newest { create_revision, version, place, .. } = self.newest;
+        let lease = self.more.as_ref().map_or(0, |more| more.lease);
+        (Version { at: self.newest.at(), create_revision, version, lease }, place)
+    }
+
+    /// The older versions, oldest first.
+    pub(crate) fn older(&self) -> &[Older] {
+        self.more.as_ref().map_or(&[], |more| &more.older)
     }
 
     /// The version that is alive at `revision`.
     pub(crate) fn at(&self, revision: i64) -> Option<Hit<'_>> {
-        if self.newest.at.main <= revision {
+        if self.newest.main <= revision {
             if self.newest.is_tombstone() {
                 return None;
             }
-            if !self.is_touched.load(Ordering::Relaxed) {
-                self.is_touched.store(true, Ordering::Relaxed);
-            }
-            let value = self.value.as_ref();
-            return Some(Hit { version: self.newest, value, is_newest: true });
+            let value = self.hot.as_ref().map(|hot| hot.touch());
+            let (version, place) = self.newest();
+            return Some(Hit { at: version.at, place, newest: Some(version), value });
         }
-        let older = &self.older.as_ref()?.0;
-        let after = older.partition_point(|version| version.at.main <= revision);
-        let version = *older.get(after.checked_sub(1)?)?;
-        (!version.is_tombstone()).then_some(Hit { version, value: None, is_newest: false })
+        let older = self.older();
+        let after = older.partition_point(|version| version.main <= revision);
+        let version = older.get(after.checked_sub(1)?)?;
+        let (at, place) = (version.at(), version.place());
+        (!version.is_tombstone()).then_some(Hit { at, place, newest: None, value: None })
     }
 
     /// The newest version, unless it is a tombstone.
-    pub(crate) fn live(&self) -> Option<&Version> {
-        (!self.newest.is_tombstone()).then_some(&self.newest)
+    pub(crate) fn live(&self) -> Option<Version> {
+        (!self.newest.is_tombstone()).then(|| self.newest().0)
     }
 
     /// Makes `version` the newest one.
-    fn push(&mut self, version: Version) {
-        let replaced = std::mem::replace(&mut self.newest, version);
-        let versions = &mut self.older.get_or_insert_default().0;
-        if versions.len() == versions.capacity() {
+    fn push(&mut self, version: &Version, place: Place) {
+        let Newest { place: former, .. } = self.newest;
+        let replaced = Older::new(self.newest.at(), former, self.newest.is_tombstone());
+        self.newest = Newest::new(version, place);
+        let more = self.more.get_or_insert_default();
+        more.lease = version.lease;
+        if more.older.len() == more.older.capacity() {
             // Most keys have few versions: the growth of `Vec` would waste most of its first
             // four places.
-            versions.reserve_exact(1 + versions.len() / 2);
+            more.older.reserve_exact(1 + more.older.len() / 2);
         }
-        versions.push(replaced);
+        more.older.push(replaced);
+    }
+
+    /// Where the version that was made at `at` lies, if it is known.
+    pub(crate) fn place_of(&self, at: Revision) -> Option<Place> {
+        if self.newest.at() == at {
+            return Some(self.newest.place);
+        }
+        let older = self.older();
+        older.binary_search_by_key(&at, Older::at).ok().map(|found| older[found].place())
+    }
+
+    /// Notes that the record of `at` lies elsewhere: at `to`, if it was at `from`. Returns
+    /// whether it was.
+    pub(crate) fn move_record(&mut self, at: Revision, from: Place, to: Place) -> bool {
+        if self.newest.at() == at {
+            let is_there = self.newest.place == from;
+            if is_there {
+                self.newest.place = to;
+            }
+            return is_there;
+        }
+        let Some(more) = &mut self.more else { return false };
+        let found = more.older.binary_search_by_key(&at, Older::at).ok();
+        match found.and_then(|found| more.older.get_mut(found)) {
+            Some(older) if older.place() == from => {
+                *older = Older::new(at, to, older.is_tombstone());
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Whether history from `compact_revision` on needs the version made at `at`.
@@ -120,43 +252,74 @@ impl KeyEntry {
         if compact_revision < at.main {
             return true;
         }
-        let older = self.older.iter().flat_map(|older| &older.0);
-        let last = older
-            .chain([&self.newest])
-            .take_while(|version| version.at.main <= compact_revision)
-            .last();
-        last.is_some_and(|last| last.at == at && is_kept(last, compact_revision))
+        let newest = (self.newest.at(), self.newest.is_tombstone());
+        let older = self.older().iter().map(|older| (older.at(), older.is_tombstone()));
+        let last = older.chain([newest]).take_while(|(at, _)| at.main <= compact_revision).last();
+        last.is_some_and(|(last, is_tombstone)| {
+            last == at && is_kept(last, is_tombstone, compact_revision)
+        })
     }
 
     /// Forgets what [`retains`](Self::retains) denies. Returns whether anything is left.
-    fn compact(&mut self, compact_revision: i64, dead: &mut Vec<Revision>) -> bool {
-        if let Some(older) = &mut self.older {
-            let versions = &mut older.0;
-            let mut old = versions.partition_point(|version| version.at.main <= compact_revision);
-            if compact_revision < self.newest.at.main {
+    fn compact(&mut self, compact_revision: i64, dead: &mut Vec<Place>) -> bool {
+        if let Some(more) = &mut self.more {
+            let versions = &mut more.older;
+            let mut old = versions.partition_point(|version| version.main <= compact_revision);
+            if compact_revision < self.newest.main {
                 // The last of them may be needed; if `newest` is old too, it is not.
                 let last = old.checked_sub(1).and_then(|last| versions.get(last));
-                old -= usize::from(last.is_some_and(|last| is_kept(last, compact_revision)));
+                old -=
+                    usize::from(last.is_some_and(|last| {
+                        is_kept(last.at(), last.is_tombstone(), compact_revision)
+                    }));
             }
-            dead.extend(versions.drain(..old).map(|version| version.at));
-            if versions.is_empty() {
-                self.older = None;
+            dead.extend(versions.drain(..old).map(|version| version.place()));
+            if versions.is_empty() && more.lease == 0 {
+                self.more = None;
             } else if versions.len() < versions.capacity() / 4 {
                 versions.shrink_to_fit();
             }
         }
-        let is_old = self.newest.at.main <= compact_revision;
-        if is_old && !is_kept(&self.newest, compact_revision) {
-            dead.push(self.newest.at);
+        let newest = &self.newest;
+        let is_old = newest.main <= compact_revision;
+        if is_old && !is_kept(newest.at(), newest.is_tombstone(), compact_revision) {
+            dead.push(newest.place);
             return false;
         }
         true
     }
+
+    /// What the value costs in memory.
+    fn hot_cost(&self) -> usize {
+        self.hot.as_ref().map_or(0, |hot| hot.value.len() + VALUE_OVERHEAD)
+    }
+
+    /// Adds a tombstone. Returns what its value has cost in memory.
+    pub(crate) fn delete(&mut self, at: Revision, place: Place) -> usize {
+        let freed = self.hot_cost();
+        self.hot = None;
+        self.push(&Version::tombstone(at), place);
+        freed
+    }
+}
+
+impl Hot {
+    fn new(value: Bytes) -> Box<Self> {
+        Box::new(Self { value, is_touched: AtomicBool::new(false) })
+    }
+
+    /// The value, which somebody reads.
+    fn touch(&self) -> &Bytes {
+        if !self.is_touched.load(Ordering::Relaxed) {
+            self.is_touched.store(true, Ordering::Relaxed);
+        }
+        &self.value
+    }
 }
 
 /// Whether the newest version up to the compact revision stays.
-fn is_kept(last: &Version, compact_revision: i64) -> bool {
-    !last.is_tombstone() || last.at.main == compact_revision
+fn is_kept(last: Revision, is_tombstone: bool, compact_revision: i64) -> bool {
+    !is_tombstone || last.main == compact_revision
 }
 
 impl KeyIndex {
@@ -164,49 +327,46 @@ impl KeyIndex {
         Self { keys: BTreeMap::new(), hot_bytes: 0, hot_bytes_max, hand: None }
     }
 
-    /// Builds the index from all versions, sorted by key and revision. What is dead by
-    /// `compact_revision` is left out and its revisions are added to `dead`, in any order.
-    pub(crate) fn build(
-        sorted: Vec<(Key, Version, Option<Bytes>)>,
-        compact_revision: i64,
+    /// Builds the index from the entries of all keys, in order, none of them with a value.
+    pub(crate) fn from_sorted(
+        entries: impl IntoIterator<Item = (Key, KeyEntry)>,
         hot_bytes_max: usize,
-        dead: &mut Vec<Revision>,
     ) -> Self {
-        let mut keys: Vec<(Key, KeyEntry)> = Vec::new();
-        for (key, version, value) in sorted {
-            match keys.last_mut().filter(|(last, _)| *last == key) {
-                Some((_, entry)) => {
-                    entry.push(version);
-                    entry.value = value;
-                }
-                None => keys.push((key, KeyEntry::new(version, value))),
-            }
-        }
-        keys.retain_mut(|(_, entry)| entry.compact(compact_revision, dead));
-        let hot_bytes = keys.iter().map(|(_, entry)| entry.hot_cost()).sum();
         // Sorted input is built from the leaves up, without a search per key.
-        let mut index =
-            Self { keys: keys.into_iter().collect(), hot_bytes, hot_bytes_max, hand: None };
-        index.evict();
-        index
+        let keys = entries.into_iter().collect();
+        Self { keys, hot_bytes: 0, hot_bytes_max, hand: None }
     }
 
-    /// Adds a version that comes after all others, as it was written once, without its value.
-    pub(crate) fn replay(&mut self, key: &[u8], version: Version) {
+    /// Adds a version as it was written once, without its value. Versions of a key come in
+    /// order; one that is known already is left as it is.
+    pub(crate) fn replay(&mut self, key: &[u8], version: &Version, place: Place) {
         match self.keys.get_mut(key) {
-            Some(entry) => {
+            Some(entry) if entry.newest.at() < version.at => {
                 self.hot_bytes -= entry.hot_cost();
-                entry.push(version);
-                entry.value = None;
+                entry.push(version, place);
+                entry.hot = None;
             }
+            Some(_) => {}
             None => {
-                self.keys.insert(key.into(), KeyEntry::new(version, None));
+                self.keys.insert(key.into(), KeyEntry::new(version, place, None));
             }
+        }
+    }
+
+    /// Hands the place of every version to `each`.
+    pub(crate) fn places(&self, each: &mut dyn FnMut(Place)) {
+        for entry in self.keys.values() {
+            entry.older().iter().for_each(|older| each(older.place()));
+            each(entry.newest.place);
         }
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<&KeyEntry> {
         self.keys.get(key)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: &[u8]) -> Option<&mut KeyEntry> {
+        self.keys.get_mut(key)
     }
 
     /// The keys of a span, in order.
@@ -220,8 +380,15 @@ impl KeyIndex {
         self.keys.range::<[u8], _>(bounds)
     }
 
-    /// Adds a put and returns the version that it makes.
-    pub(crate) fn put(&mut self, key: &[u8], at: Revision, lease: i64, value: Bytes) -> Version {
+    /// Adds a put: `write` gets the version that it makes, and says where that will lie.
+    pub(crate) fn put(
+        &mut self,
+        key: &[u8],
+        at: Revision,
+        lease: i64,
+        value: Bytes,
+        write: impl FnOnce(&Version) -> Place,
+    ) {
         let is_cacheable = value.len() <= self.hot_bytes_max / 8;
         let value = is_cacheable.then_some(value);
         let entry = match self.keys.get_mut(key) {
@@ -230,21 +397,22 @@ impl KeyIndex {
                     Some(live) => (live.create_revision, live.version + 1),
                     None => (at.main, 1),
                 };
+                let version = Version { at, create_revision, version, lease };
                 self.hot_bytes -= entry.hot_cost();
-                entry.push(Version { at, create_revision, version, lease });
-                entry.value = value;
+                entry.push(&version, write(&version));
+                entry.hot = value.map(Hot::new);
                 entry
             }
             None => {
                 let version = Version { at, create_revision: at.main, version: 1, lease };
+                let entry = KeyEntry::new(&version, write(&version), value);
                 match self.keys.entry(key.into()) {
-                    Entry::Vacant(vacant) => vacant.insert(KeyEntry::new(version, value)),
+                    Entry::Vacant(vacant) => vacant.insert(entry),
                     Entry::Occupied(_) => unreachable!("it was looked for just before"),
                 }
             }
         };
         self.hot_bytes += entry.hot_cost();
-        entry.newest
     }
 
     /// The keys of a span, to be deleted with [`KeyEntry::delete`] one by one.
@@ -261,8 +429,9 @@ impl KeyIndex {
     /// Puts a value that a read had to fetch back into memory, if it is still the newest.
     pub(crate) fn warm(&mut self, key: &[u8], at: Revision, value: Bytes) {
         let Some(entry) = self.keys.get_mut(key) else { return };
-        if entry.newest.at == at && entry.value.is_none() && value.len() <= self.hot_bytes_max / 8 {
-            entry.value = Some(value);
+        let is_newest = entry.newest.at() == at;
+        if is_newest && entry.hot.is_none() && value.len() <= self.hot_bytes_max / 8 {
+            entry.hot = Some(Hot::new(value));
             self.hot_bytes += entry.hot_cost();
         }
     }
@@ -280,9 +449,11 @@ impl KeyIndex {
             let mut stopped_at = None;
             for (key, entry) in self.keys.range_mut::<[u8], _>((start, Bound::Unbounded)) {
                 keys_left -= 1;
-                if !std::mem::take(entry.is_touched.get_mut()) {
+                let is_spared =
+                    entry.hot.as_mut().is_some_and(|hot| std::mem::take(hot.is_touched.get_mut()));
+                if !is_spared {
                     self.hot_bytes -= entry.hot_cost();
-                    entry.value = None;
+                    entry.hot = None;
                 }
                 if self.hot_bytes <= self.hot_bytes_max || keys_left == 0 {
                     stopped_at = Some(key.clone());
@@ -293,14 +464,14 @@ impl KeyIndex {
         }
     }
 
-    /// Compacts up to `keys_max` keys after `cursor`. The revisions of what is dead are added
-    /// to `dead`. Returns the cursor for the next call, or none when all keys were seen.
+    /// Compacts up to `keys_max` keys after `cursor`. The places of what is dead are added to
+    /// `dead`. Returns the cursor for the next call, or none when all keys were seen.
     pub(crate) fn compact(
         &mut self,
         cursor: Option<&[u8]>,
         keys_max: usize,
         compact_revision: i64,
-        dead: &mut Vec<Revision>,
+        dead: &mut Vec<Place>,
     ) -> Option<Key> {
         let start = cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let keys = self.keys.range::<[u8], _>((start, Bound::Unbounded));
@@ -312,20 +483,5 @@ impl KeyIndex {
         let freed: usize = emptied.map(|(_, entry)| entry.hot_cost()).sum();
         self.hot_bytes -= freed;
         Some(last)
-    }
-}
-
-impl KeyEntry {
-    /// What the value costs in memory.
-    fn hot_cost(&self) -> usize {
-        self.value.as_ref().map_or(0, |value| value.len() + VALUE_OVERHEAD)
-    }
-
-    /// Adds a tombstone. Returns what its value has cost in memory.
-    pub(crate) fn delete(&mut self, at: Revision) -> usize {
-        let freed = self.hot_cost();
-        self.value = None;
-        self.push(Version::tombstone(at));
-        freed
     }
 }

@@ -29,30 +29,39 @@
 //! | `state`, `txn`, `read` | etcd's semantics |
 //! | `measure` | how large an answer may become |
 //! | `index`, `key`, `range_end` | the keys in memory |
-//! | `record`, `pending`, `events`, `redb_events` | the events, in memory and on disk |
-//! | `store`, `writer`, `compaction`, `open`, `hash` | the lock, the thread, the life of the files |
+//! | `record`, `frame`, `segment` | bytes on disk: an event, a batch of them, a file of those |
+//! | `tail`, `segments`, `history` | where events are: in memory, in files, all of them |
+//! | `files`, `open`, `checkpoint` | the directory, and what a start makes of it |
+//! | `store`, `writer`, `compaction`, `rewrite`, `hash` | the lock, the thread, what it does |
 //! | `snapshot`, `restore` | the whole state as a stream of bytes, and back |
+//! | `memory` | a disk for stores that need none |
 
+mod checkpoint;
 mod codec;
 mod compaction;
 mod error;
-mod events;
+mod files;
+mod frame;
 mod hash;
+mod history;
 mod index;
 mod key;
 mod measure;
+mod memory;
 mod open;
-mod pending;
 mod range_end;
 mod read;
 mod record;
-mod redb_events;
 mod request;
 mod response;
 mod restore;
+mod rewrite;
+mod segment;
+mod segments;
 mod snapshot;
 mod state;
 mod store;
+mod tail;
 mod txn;
 mod validate;
 mod writer;

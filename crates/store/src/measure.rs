@@ -11,13 +11,12 @@
 //! and how large each value is.
 
 use crate::{
-    error::{Fatal, StoreError},
-    events::EventStore,
+    error::StoreError,
     index::{Hit, KeyEntry},
     key::Key,
     range_end::Span,
-    read::{Selection, missing},
-    record::Revision,
+    read::Selection,
+    record::HEADER_BYTES,
     request::{DeleteRangeRequest, RangeRequest, RequestOp},
     state::State,
 };
@@ -31,26 +30,19 @@ pub(crate) const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// same number on every platform.
 const KEY_OVERHEAD: usize = 128;
 
-/// How many lengths are asked of the disk at once.
-const BATCH: usize = 1024;
-
 /// What is left for the answer to one command.
 pub(crate) struct Measure<'a> {
     state: &'a State,
-    events: &'a dyn EventStore,
     left: usize,
-    /// Values whose length only the disk knows.
-    cold: Vec<Revision>,
 }
 
 impl State {
     /// Refuses operations, which run one after the other, that would return too much.
     pub(crate) fn check_answer<'a>(
         &self,
-        events: &dyn EventStore,
         ops: impl IntoIterator<Item = &'a RequestOp>,
     ) -> Result<(), StoreError> {
-        let mut measure = Measure::new(self, events);
+        let mut measure = Measure::new(self);
         for op in ops {
             match op {
                 RequestOp::Range(range) => measure.range(range)?,
@@ -58,20 +50,20 @@ impl State {
                 RequestOp::Put(_) | RequestOp::Txn(_) | RequestOp::Empty => {}
             }
         }
-        measure.finish()
+        Ok(())
     }
 }
 
 impl<'a> Measure<'a> {
-    pub(crate) fn new(state: &'a State, events: &'a dyn EventStore) -> Self {
-        Self { state, events, left: state.answer_bytes_max, cold: Vec::new() }
+    pub(crate) fn new(state: &'a State) -> Self {
+        Self { state, left: state.answer_bytes_max }
     }
 
     fn range(&mut self, request: &RangeRequest) -> Result<(), StoreError> {
         if request.count_only {
             return Ok(());
         }
-        let current = self.state.checkpoint.revision;
+        let current = self.state.position.revision;
         let at = if request.revision <= 0 { current } else { request.revision };
         let selection = Selection::new(request, at, current);
         let Some(span) = several(&request.key, &request.range_end) else { return Ok(()) };
@@ -88,11 +80,19 @@ impl<'a> Measure<'a> {
         keys: impl Iterator<Item = (&'k Key, &'k KeyEntry)>,
         selection: &Selection<'_>,
     ) -> Result<(), StoreError> {
-        let hits = keys.filter_map(|(key, entry)| Some((key, selection.picks(entry)?)));
-        for (key, hit) in hits.take(selection.picked_max()) {
+        let mut left = selection.picked_max();
+        for (key, entry) in keys {
+            if left == 0 {
+                break;
+            }
+            let Some(hit) = entry.at(selection.at()) else { continue };
+            if !selection.passes(key, hit, self.state)? {
+                continue;
+            }
+            left -= 1;
             self.take(key.len())?;
             if selection.needs_values() {
-                self.value(hit)?;
+                self.value(key, hit)?;
             }
         }
         Ok(())
@@ -106,40 +106,15 @@ impl<'a> Measure<'a> {
         for (key, entry) in self.state.index.span(span) {
             if let Some(hit) = entry.at(i64::MAX) {
                 self.take(key.len())?;
-                self.value(hit)?;
+                self.value(key, hit)?;
             }
         }
         Ok(())
     }
 
-    pub(crate) fn finish(mut self) -> Result<(), StoreError> {
-        self.ask_disk()
-    }
-
-    fn value(&mut self, hit: Hit<'_>) -> Result<(), StoreError> {
-        if let Some(value) = hit.value {
-            return self.take_bytes(value.len());
-        }
-        if let Some(event) = self.state.pending.find(hit.version.at)? {
-            return self.take_bytes(event.value.len());
-        }
-        self.cold.push(hit.version.at);
-        if self.cold.len() < BATCH { Ok(()) } else { self.ask_disk() }
-    }
-
-    fn ask_disk(&mut self) -> Result<(), StoreError> {
-        let mut cold = std::mem::take(&mut self.cold);
-        cold.sort_unstable();
-        let (mut bytes, mut found) = (0_usize, 0);
-        self.events.read(&cold, &mut |_, event| {
-            bytes = bytes.saturating_add(event.value.len());
-            found += 1;
-            Ok::<(), Fatal>(())
-        })?;
-        if found != cold.len() {
-            return Err(missing(cold.first().copied().unwrap_or_default()).into());
-        }
-        self.take_bytes(bytes)
+    /// The length of a value follows from that of its record, wherever it is.
+    fn value(&mut self, key: &[u8], hit: Hit<'_>) -> Result<(), StoreError> {
+        self.take_bytes(hit.place.record_len().saturating_sub(HEADER_BYTES + key.len()))
     }
 
     fn take(&mut self, key_len: usize) -> Result<(), StoreError> {

@@ -2,24 +2,29 @@
 //!
 //! A range is read at a fixed revision, so it need not be read at one go. A large one is
 //! collected in steps, between which the lock is free; then the values that are not in memory
-//! are fetched without any lock. What compaction removes in between is found missing, and the
-//! caller starts again or reports that the revision is gone.
+//! are fetched without any lock, from files that stay readable for as long as somebody holds
+//! them, whatever compaction does to their names.
 
-use std::{cmp::Ordering, ops::Bound};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, btree_map::Entry},
+    ops::Bound,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
 use crate::{
     error::{Fatal, StoreError},
-    events::{Checkpoint, EventStore},
+    frame::Position,
     index::{Hit, KeyEntry},
     key::Key,
-    pending::Pending,
     range_end::Span,
     record::{Revision, Version},
     request::{RangeRequest, SortOrder, SortTarget},
     response::{KeyValue, RangeResponse},
-    state::State,
+    segment::{Place, Segment},
+    state::{State, complete, file_of},
 };
 
 /// A range that is being answered.
@@ -31,8 +36,10 @@ pub(crate) struct Selection<'a> {
     /// The current revision when the reading began.
     current: i64,
     kvs: Vec<KeyValue>,
-    /// Those of `kvs` whose value still has to be fetched.
+    /// Those of `kvs` that still have to be fetched.
     cold: Vec<Cold>,
+    /// The files that hold them.
+    sources: BTreeMap<u32, Arc<Segment>>,
     /// Keys in the range.
     count: i64,
     /// Of these, keys that pass the filters.
@@ -41,9 +48,10 @@ pub(crate) struct Selection<'a> {
     cursor: Option<Key>,
 }
 
-/// A value that is on disk.
+/// A record that is on disk.
 #[derive(Clone, Copy, Debug)]
 struct Cold {
+    place: Place,
     at: Revision,
     is_newest: bool,
     /// In `kvs`, before that is sorted.
@@ -58,13 +66,8 @@ pub(crate) struct Fetched {
     pub(crate) value: Bytes,
 }
 
-/// An event that the index knew was not there: compaction has removed it meanwhile. Holds
-/// the first revision that was looked for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Missing(pub(crate) Revision);
-
 /// The revision that a range outside of transactions reads.
-pub(crate) fn readable(asked: i64, state: &Checkpoint) -> Result<i64, StoreError> {
+pub(crate) fn readable(asked: i64, state: &Position) -> Result<i64, StoreError> {
     if asked <= 0 {
         return Ok(state.revision);
     }
@@ -72,7 +75,7 @@ pub(crate) fn readable(asked: i64, state: &Checkpoint) -> Result<i64, StoreError
 }
 
 /// The revision that a range in a transaction reads. Only zero means the current one.
-pub(crate) fn readable_in_txn(asked: i64, state: &Checkpoint) -> Result<i64, StoreError> {
+pub(crate) fn readable_in_txn(asked: i64, state: &Position) -> Result<i64, StoreError> {
     if asked != 0 {
         check_revision(asked, state)?;
     }
@@ -81,7 +84,7 @@ pub(crate) fn readable_in_txn(asked: i64, state: &Checkpoint) -> Result<i64, Sto
     Ok(if asked <= 0 { state.revision } else { asked })
 }
 
-fn check_revision(asked: i64, state: &Checkpoint) -> Result<(), StoreError> {
+fn check_revision(asked: i64, state: &Position) -> Result<(), StoreError> {
     if state.revision < asked {
         return Err(StoreError::FutureRevision);
     }
@@ -99,6 +102,7 @@ impl<'a> Selection<'a> {
             current,
             kvs: Vec::new(),
             cold: Vec::new(),
+            sources: BTreeMap::new(),
             count: 0,
             matched: 0,
             cursor: None,
@@ -116,9 +120,7 @@ impl<'a> Selection<'a> {
         if let Span::One(key) = span {
             // Most reads. A search for a range takes twice the time.
             let entry = state.index.get(key);
-            return entry
-                .map_or(Ok(()), |entry| self.visit(key, entry, &state.pending))
-                .map(|()| true);
+            return entry.map_or(Ok(()), |entry| self.visit(key, entry, state)).map(|()| true);
         }
         let Some((first, end)) = span.bounds() else { return Ok(true) };
         let cursor = self.cursor.take();
@@ -132,7 +134,7 @@ impl<'a> Selection<'a> {
                     break;
                 }
                 keys_left -= 1;
-                self.visit(key, entry, &state.pending)?;
+                self.visit(key, entry, state)?;
                 last = Some(key);
             }
         } else {
@@ -141,7 +143,7 @@ impl<'a> Selection<'a> {
                     break;
                 }
                 keys_left -= 1;
-                self.visit(key, entry, &state.pending)?;
+                self.visit(key, entry, state)?;
                 last = Some(key);
             }
         }
@@ -169,22 +171,17 @@ impl<'a> Selection<'a> {
         }
     }
 
-    fn visit(&mut self, key: &[u8], entry: &KeyEntry, pending: &Pending) -> Result<(), Fatal> {
+    fn visit(&mut self, key: &[u8], entry: &KeyEntry, state: &State) -> Result<(), Fatal> {
         let Some(hit) = entry.at(self.at) else { return Ok(()) };
         self.count += 1;
-        if self.request.count_only || !self.passes(&hit.version) {
+        if self.request.count_only || !self.passes(key, hit, state)? {
             return Ok(());
         }
         self.matched += 1;
         if self.kvs.len() < self.picked_max() {
-            self.pick(key, hit, pending)?;
+            self.pick(key, hit, state)?;
         }
         Ok(())
-    }
-
-    /// What of a key may be returned.
-    pub(crate) fn picks<'e>(&self, entry: &'e KeyEntry) -> Option<Hit<'e>> {
-        entry.at(self.at).filter(|hit| !self.request.count_only && self.passes(&hit.version))
     }
 
     /// Whether values have to be collected, be it for sorting.
@@ -192,47 +189,59 @@ impl<'a> Selection<'a> {
         !self.request.keys_only || self.request.sort_target == SortTarget::Value
     }
 
-    fn passes(&self, version: &Version) -> bool {
+    /// Whether the filters let a version pass.
+    pub(crate) fn passes(&self, key: &[u8], hit: Hit<'_>, state: &State) -> Result<bool, Fatal> {
         let is_within = |revision: i64, min: i64, max: i64| {
             (min == 0 || min <= revision) && (max == 0 || revision <= max)
         };
         let request = self.request;
-        is_within(version.at.main, request.min_mod_revision, request.max_mod_revision)
-            && is_within(
-                version.create_revision,
-                request.min_create_revision,
-                request.max_create_revision,
-            )
+        let (min, max) = (request.min_create_revision, request.max_create_revision);
+        if !is_within(hit.at.main, request.min_mod_revision, request.max_mod_revision) {
+            return Ok(false);
+        }
+        if min == 0 && max == 0 {
+            return Ok(true);
+        }
+        let create_revision = match hit.newest {
+            Some(version) => version.create_revision,
+            // Few ask this of history: then it is read, here and now.
+            None => complete(&state.tail, &state.segments, key, hit)?.create_revision,
+        };
+        Ok(is_within(create_revision, min, max))
     }
 
-    fn pick(&mut self, key: &[u8], hit: Hit<'_>, pending: &Pending) -> Result<(), Fatal> {
-        let at = hit.version.at;
-        let value = match hit.value {
-            _ if !self.needs_values() => Bytes::new(),
-            Some(value) => value.clone(),
-            None => match pending.find(at)? {
-                Some(event) => Bytes::copy_from_slice(event.value),
+    fn pick(&mut self, key: &[u8], hit: Hit<'_>, state: &State) -> Result<(), Fatal> {
+        let needs_values = self.needs_values();
+        let kv = match (hit.newest, hit.value) {
+            (Some(version), Some(value)) if needs_values => key_value(key, &version, value.clone()),
+            (Some(version), _) if !needs_values => key_value(key, &version, Bytes::new()),
+            (newest, _) => match state.tail.find(hit.place)? {
+                Some(event) => key_value(key, &event.version, Bytes::copy_from_slice(event.value)),
                 None => {
-                    let position = self.kvs.len();
-                    self.cold.push(Cold { at, is_newest: hit.is_newest, position });
-                    Bytes::new()
+                    self.fetch_later(hit, state)?;
+                    key_value(key, &newest.unwrap_or_default(), Bytes::new())
                 }
             },
         };
-        self.kvs.push(key_value(key, &hit.version, value));
+        self.kvs.push(kv);
+        Ok(())
+    }
+
+    /// Notes that the next of `kvs` is on disk, and where.
+    fn fetch_later(&mut self, hit: Hit<'_>, state: &State) -> Result<(), Fatal> {
+        let Hit { at, place, .. } = hit;
+        let is_newest = hit.newest.is_some();
+        self.cold.push(Cold { place, at, is_newest, position: self.kvs.len() });
+        if let Entry::Vacant(vacant) = self.sources.entry(place.segment) {
+            vacant.insert(Arc::clone(file_of(&state.segments, place)?));
+        }
         Ok(())
     }
 
     /// Fetches what is not in memory, sorts and cuts. `fetched` gets the values that belong to
     /// newest versions.
-    pub(crate) fn finish(
-        mut self,
-        events: &dyn EventStore,
-        fetched: &mut Vec<Fetched>,
-    ) -> Result<Result<RangeResponse, Missing>, Fatal> {
-        if let Err(missing) = self.fetch(events, fetched)? {
-            return Ok(Err(missing));
-        }
+    pub(crate) fn finish(mut self, fetched: &mut Vec<Fetched>) -> Result<RangeResponse, Fatal> {
+        self.fetch(fetched)?;
         self.sort();
         self.kvs.truncate(self.limit());
         if self.request.keys_only {
@@ -240,12 +249,12 @@ impl<'a> Selection<'a> {
                 kv.value = Bytes::new();
             }
         }
-        Ok(Ok(RangeResponse {
+        Ok(RangeResponse {
             revision: self.current,
             more: self.limit() < self.matched,
             count: self.count,
             kvs: self.kvs,
-        }))
+        })
     }
 
     fn sort(&mut self) {
@@ -266,59 +275,27 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// Fetches the values that are on disk, in the order in which they lie there.
-    fn fetch(
-        &mut self,
-        events: &dyn EventStore,
-        fetched: &mut Vec<Fetched>,
-    ) -> Result<Result<(), Missing>, Fatal> {
-        if self.cold.is_empty() {
-            return Ok(Ok(()));
-        }
-        self.cold.sort_unstable_by_key(|cold| cold.at);
-        let wanted: Vec<Revision> = self.cold.iter().map(|cold| cold.at).collect();
-        let mut found = 0;
-        events.read(&wanted, &mut |at, event| {
-            let cold = self.cold[at];
+    /// Fetches the records that are on disk, in the order in which they lie there.
+    fn fetch(&mut self, fetched: &mut Vec<Fetched>) -> Result<(), Fatal> {
+        self.cold.sort_unstable_by_key(|cold| cold.place);
+        let mut buf = Vec::new();
+        for cold in &self.cold {
+            let segment = self.sources.get(&cold.place.segment).expect("noted with the record");
+            let event = segment.read(cold.place, &mut buf)?;
             let kv = &mut self.kvs[cold.position];
-            if event.key != kv.key {
-                let (revision, what) = (event.version.at.main, "event is of another key");
-                return Err(Fatal::Corrupt { revision, what });
+            if event.key != kv.key || event.version.at != cold.at {
+                let what = "a record is of another key or revision";
+                return Err(segment.damaged(cold.place.offset.into(), what));
             }
-            kv.value = Bytes::copy_from_slice(event.value);
-            if cold.is_newest {
+            let value = Bytes::copy_from_slice(event.value);
+            *kv = KeyValue { key: kv.key.clone(), ..key_value(&[], &event.version, value) };
+            if cold.is_newest && !self.request.keys_only {
                 let (key, value) = (kv.key.clone(), kv.value.clone());
-                fetched.push(Fetched { key, at: event.version.at, value });
+                fetched.push(Fetched { key, at: cold.at, value });
             }
-            found += 1;
-            Ok(())
-        })?;
-        let is_complete = found == wanted.len();
-        let first = wanted.first().copied().unwrap_or_default();
-        Ok(if is_complete { Ok(()) } else { Err(Missing(first)) })
-    }
-}
-
-/// The value of an event that is not in the index, under the lock: it must be somewhere.
-pub(crate) fn fetch_value(
-    pending: &Pending,
-    events: &dyn EventStore,
-    at: Revision,
-) -> Result<Bytes, Fatal> {
-    if let Some(event) = pending.find(at)? {
-        return Ok(Bytes::copy_from_slice(event.value));
-    }
-    let mut value = None;
-    events.read(&[at], &mut |_, event| {
-        value = Some(Bytes::copy_from_slice(event.value));
+        }
         Ok(())
-    })?;
-    value.ok_or_else(|| missing(at))
-}
-
-/// The error for an event that must be there and is not.
-pub(crate) fn missing(at: Revision) -> Fatal {
-    Fatal::Corrupt { revision: at.main, what: "event is missing" }
+    }
 }
 
 /// What clients see of a version.

@@ -2,13 +2,14 @@
 //! place in one step.
 //!
 //! ```text
-//!   snapshot ─► events.redb.new, index in memory ─► all of it verified ─► rename, sync ─► swap
+//!   snapshot ─► segments of the next epoch, index in memory ─► all of it verified, synced
+//!            ─► STATE names the next epoch ─► swap
 //! ```
 //!
-//! A crash before the rename leaves the old state, a crash after it the new one. Reads that
-//! are under way end in the old state, whose file is open for as long as they need it. What
-//! arrives is verified as if an enemy had sent it; until all of it has been, the old state is
-//! what everyone sees.
+//! A crash before `STATE` is replaced leaves the old state, a crash after it the new one. Reads
+//! that are under way end in the old state, whose files are open for as long as they need them.
+//! What arrives is verified as if an enemy had sent it; until all of it has been, the old state
+//! is what everyone sees.
 //!
 //! Values stay on disk until somebody reads them, so that no more memory is needed than the
 //! index takes, and the index grows in the order of the events: to sort them first would be
@@ -17,22 +18,32 @@
 use std::{io, sync::Arc};
 
 use crate::{
-    compaction::Compaction,
     error::Fatal,
-    events::{Checkpoint, EventStore},
+    files::{DurableMark, Files},
+    frame::{FRAME_HEADER_BYTES, FrameHeader, HeaderAt, Position},
     index::KeyIndex,
-    pending::Pending,
-    record::{Block, Event, Records, Revision},
-    snapshot::{END, END_BYTES, EVENTS, HEADER_BYTES, MAGIC, VERSION},
+    open::{Opened, place_of},
+    record::{Event, Revision, decode},
+    segment::{SEGMENT_HEADER_BYTES, Segment, SegmentHeader},
+    segments::{Held, Segments},
+    snapshot::{END, HEADER_BYTES, MAGIC, SEGMENT, VERSION},
     state::State,
     store::{Shared, Store, StoreOptions},
+    tail::Tail,
+    writer::Flushed,
 };
 
-/// Events are written out when this many bytes have come: a sync for each.
-const WRITE_BYTES: usize = 16 << 20;
+/// How much is written to a file at a time.
+const WRITE_BYTES: usize = 1 << 20;
 
-/// The largest frame. A frame holds a few KiB, or one event, and requests are far below this.
-const FRAME_BYTES_MAX: u32 = 64 << 20;
+/// How much is written before it is synced: little enough that nobody else's sync waits long.
+const SYNC_BYTES: usize = 8 << 20;
+
+/// The largest frame. A frame holds one batch, and batches are far below this.
+const FRAME_BYTES_MAX: u32 = 1 << 30;
+
+/// The most segments: far more than any disk holds.
+const SEGMENTS_MAX: u32 = 1 << 20;
 
 /// The highest revision that is believed: so far below the end of the numbers that no command
 /// will ever get there.
@@ -75,55 +86,61 @@ impl Store {
     pub fn restore(&self, at: (u64, u64), from: &mut dyn io::Read) -> Result<(), RestoreError> {
         let old = self.shared();
         old.check()?;
-        let (shared, compaction) = build(&old, at, from)?;
+        let opened = build(&old, at, from)?;
         // After this nobody can say which of the two a restart would find.
-        shared.events.take_over().map_err(|fatal| old.fail(fatal))?;
-        *shared.compaction.lock() = compaction;
-        self.replace(shared).map_err(|error| old.fail(Fatal::io("restore", error)))?;
+        let told =
+            opened.files.write_state(opened.flushed.mark).map_err(|fatal| old.fail(fatal))?;
+        if !told {
+            drop(opened.files.remove_all());
+            let full = io::Error::from(io::ErrorKind::StorageFull);
+            return Err(Fatal::io("restore", full).into());
+        }
+        let former = old.files.clone();
+        self.replace(opened).map_err(|error| old.fail(Fatal::io("restore", error)))?;
+        // If that fails, the next start does it.
+        drop(former.remove_all());
         Ok(())
     }
 }
 
 /// The new state, complete and on disk, beside the old one.
-fn build(
-    old: &Shared,
-    at: (u64, u64),
-    from: &mut dyn io::Read,
-) -> Result<(Shared, Compaction), RestoreError> {
+fn build(old: &Shared, at: (u64, u64), from: &mut dyn io::Read) -> Result<Opened, RestoreError> {
     let mut input = Input { from, crc: 0 };
-    let mut checkpoint = input.header()?;
-    if at < (checkpoint.applied_index, checkpoint.applied_term) {
+    let (position, count) = input.header()?;
+    if at < (position.applied_index, position.applied_term) {
         return Err(RestoreError::Damaged("it is later than it should be"));
     }
-    (checkpoint.applied_index, checkpoint.applied_term) = at;
+    let files = old.files.next_epoch();
+    files.remove_all().map_err(failed)?;
     let mut builder = Builder {
-        events: old.events.beside()?,
+        files: files.clone(),
         index: KeyIndex::new(old.options.value_cache_bytes),
-        upto: checkpoint.revision,
+        segments: Segments::default(),
+        upto: position,
         last: Revision::default(),
-        blocks: Vec::new(),
-        waiting_bytes: 0,
-        event_count: 0,
-        record_bytes: 0,
+        last_seq: 0,
+        frame_seq: 0,
+        position: Position::default(),
+        frames: 0,
     };
-    loop {
-        let (kind, content) = input.frame()?;
-        match kind {
-            EVENTS => builder.add(content)?,
-            END => {
-                builder.check_end(&content, input.crc)?;
-                input.end()?;
-                return builder.finish(checkpoint, old.options.clone());
-            }
-            _ => return Err(RestoreError::Damaged("a part of it is of an unknown kind")),
-        }
+    let built = builder
+        .read_all(&mut input, count)
+        .and_then(|()| builder.finish((position, at), old.options.clone()));
+    if built.is_err() {
+        // If that fails, the next start does it.
+        drop(files.remove_all());
     }
+    built
+}
+
+fn failed(error: io::Error) -> Fatal {
+    Fatal::io("restore", error)
 }
 
 /// The bytes of the snapshot.
 struct Input<'a> {
     from: &'a mut dyn io::Read,
-    /// Of all bytes up to the last frame; of the end frame, up to its own checksum.
+    /// Of all bytes so far.
     crc: u32,
 }
 
@@ -132,13 +149,19 @@ impl Input<'_> {
         self.from.read_exact(bytes).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => RestoreError::Truncated,
             _ => RestoreError::Read(error),
-        })
+        })?;
+        self.crc = crc32c::crc32c_append(self.crc, bytes);
+        Ok(())
     }
 
-    fn header(&mut self) -> Result<Checkpoint, RestoreError> {
-        let mut header = [0; HEADER_BYTES];
-        self.fill(&mut header)?;
-        self.crc = crc32c::crc32c(&header);
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], RestoreError> {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn header(&mut self) -> Result<(Position, u32), RestoreError> {
+        let header: [u8; HEADER_BYTES] = self.array()?;
         let mut fields = Fields(&header);
         let what = "its header fails its checksum";
         if fields.take::<8>()? != MAGIC {
@@ -148,47 +171,58 @@ impl Input<'_> {
         if version != VERSION {
             return Err(RestoreError::Version { found: version });
         }
-        let checkpoint = Checkpoint {
+        let position = Position {
             applied_index: u64::from_le_bytes(fields.take()?),
             applied_term: u64::from_le_bytes(fields.take()?),
             revision: i64::from_le_bytes(fields.take()?),
             compact_revision: i64::from_le_bytes(fields.take()?),
         };
+        let segments = u32::from_le_bytes(fields.take()?);
         let covered = header.split_last_chunk::<4>().map(|(covered, _)| covered);
         if covered.map(crc32c::crc32c) != Some(u32::from_le_bytes(fields.take()?)) {
             return Err(RestoreError::Damaged(what));
         }
-        let is_sound = (1..=REVISION_MAX).contains(&checkpoint.revision)
-            && (-1..=checkpoint.revision).contains(&checkpoint.compact_revision);
+        let is_sound = (1..=REVISION_MAX).contains(&position.revision)
+            && (-1..=position.revision).contains(&position.compact_revision);
         if !is_sound {
             return Err(RestoreError::Damaged("its revisions make no sense"));
         }
-        Ok(checkpoint)
+        if SEGMENTS_MAX < segments {
+            return Err(RestoreError::Damaged("it says that it has too many parts"));
+        }
+        Ok((position, segments))
     }
 
-    /// The next frame: its kind and content.
-    fn frame(&mut self) -> Result<(u8, Vec<u8>), RestoreError> {
-        let mut head = [0; 5];
-        self.fill(&mut head)?;
-        let [kind, length @ ..] = head;
-        let length = u32::from_le_bytes(length);
-        if FRAME_BYTES_MAX < length {
-            return Err(RestoreError::Damaged("a part of it is too long"));
+    /// The next frame of a segment, of which `left` bytes are left, into `frame`.
+    fn frame(
+        &mut self,
+        salt: u32,
+        left: u64,
+        frame: &mut Vec<u8>,
+    ) -> Result<FrameHeader, RestoreError> {
+        let head: [u8; FRAME_HEADER_BYTES] = self.array()?;
+        let header = match FrameHeader::read(&head, salt) {
+            HeaderAt::Intact(header) => header,
+            HeaderAt::Version(found) => return Err(RestoreError::Version { found: found.into() }),
+            HeaderAt::Broken => return Err(RestoreError::Damaged("a frame fails its checksum")),
+        };
+        if FRAME_BYTES_MAX < header.len || left < u64::from(header.len) {
+            return Err(RestoreError::Damaged("a frame of it is too long"));
         }
+        frame.clear();
+        frame.extend_from_slice(&head);
         // Grows with what arrives: a length is no reason to take memory.
-        let mut content = Vec::new();
-        let limit = u64::from(length);
-        let read = io::Read::read_to_end(&mut io::Read::take(&mut *self.from, limit), &mut content);
-        if read.map_err(RestoreError::Read)? < usize::try_from(length).unwrap_or(usize::MAX) {
+        let rest = u64::from(header.len) - FRAME_HEADER_BYTES as u64;
+        let read = io::Read::read_to_end(&mut io::Read::take(&mut *self.from, rest), frame);
+        read.map_err(RestoreError::Read)?;
+        if frame.len() < header.frame_len() {
             return Err(RestoreError::Truncated);
         }
-        self.crc = crc32c::crc32c_append(self.crc, &head);
-        let covered = match (kind, content.split_last_chunk::<4>()) {
-            (END, Some((covered, _))) => covered,
-            _ => &content,
-        };
-        self.crc = crc32c::crc32c_append(self.crc, covered);
-        Ok((kind, content))
+        self.crc = crc32c::crc32c_append(self.crc, &frame[FRAME_HEADER_BYTES..]);
+        if !header.covers(frame, salt) {
+            return Err(RestoreError::Damaged("a frame fails its checksum"));
+        }
+        Ok(header)
     }
 
     /// Nothing may follow.
@@ -214,47 +248,113 @@ impl Fields<'_> {
 
 /// Builds a state from events in their order.
 struct Builder {
-    events: Box<dyn EventStore>,
+    files: Files,
     index: KeyIndex,
-    /// The revision of the snapshot.
-    upto: i64,
+    segments: Segments,
+    /// Where the snapshot ends.
+    upto: Position,
     last: Revision,
-    /// Not written yet.
-    blocks: Vec<Arc<Block>>,
-    waiting_bytes: usize,
-    event_count: u64,
-    record_bytes: u64,
+    /// The last segment and the last frame that were read, and the state after it.
+    last_seq: u64,
+    frame_seq: u64,
+    position: Position,
+    frames: u64,
 }
 
 impl Builder {
-    fn add(&mut self, content: Vec<u8>) -> Result<(), RestoreError> {
-        let before = self.last;
-        let mut first = None;
-        for item in Records::new(before, &content) {
-            let (event, _) = item.map_err(|_| RestoreError::Damaged("an event is damaged"))?;
-            self.check(&event)?;
+    fn read_all(&mut self, input: &mut Input<'_>, count: u32) -> Result<(), RestoreError> {
+        for number in 1..=count {
+            let [kind] = input.array()?;
+            if kind != SEGMENT {
+                return Err(RestoreError::Damaged("a part of it is of an unknown kind"));
+            }
+            self.segment(input, number)?;
+        }
+        let [kind] = input.array()?;
+        if kind != END {
+            return Err(RestoreError::Damaged("it goes on where it should end"));
+        }
+        if u64::from_le_bytes(input.array()?) != self.frames || self.position != self.upto {
+            return Err(RestoreError::Damaged("frames are missing"));
+        }
+        let crc = input.crc;
+        if u32::from_le_bytes(input.array()?) != crc {
+            return Err(RestoreError::Damaged("it fails its checksum"));
+        }
+        input.end()
+    }
+
+    /// Reads a segment into a file of its own.
+    fn segment(&mut self, input: &mut Input<'_>, number: u32) -> Result<(), RestoreError> {
+        let header: [u8; SEGMENT_HEADER_BYTES] = input.array()?;
+        let header = SegmentHeader::decode(&header).map_err(|version| match version {
+            Some(found) => RestoreError::Version { found },
+            None => RestoreError::Damaged("the header of a segment fails its checksum"),
+        })?;
+        if header.seq != self.last_seq + 1 || header.prev_frame_seq != self.frame_seq {
+            return Err(RestoreError::Damaged("a segment is missing"));
+        }
+        let header = SegmentHeader { epoch: self.files.epoch, ..header };
+        let mut left = u64::from_le_bytes(input.array()?);
+        let path = self.files.segment_path(&header);
+        let segment = Segment::create(&*self.files.disk, path, header).map_err(failed)?;
+        let mut output = Output { segment, at: SEGMENT_HEADER_BYTES as u64, unsynced: 0 };
+        let (mut waiting, mut frame) = (Vec::new(), Vec::new());
+        while 0 < left {
+            let frame_header = input.frame(header.salt, left, &mut frame)?;
+            left -= u64::from(frame_header.len);
+            self.frame(number, output.at + waiting.len() as u64, &frame_header, &frame)?;
+            waiting.extend_from_slice(&frame);
+            if WRITE_BYTES <= waiting.len() || left == 0 {
+                output.write(&waiting).map_err(failed)?;
+                waiting.clear();
+            }
+        }
+        output.segment.file.sync_data().map_err(failed)?;
+        self.last_seq = header.last_seq;
+        let held = Held::on_disk(Arc::new(output.segment), output.at);
+        self.segments.insert(number, held);
+        Ok(())
+    }
+
+    fn frame(
+        &mut self,
+        number: u32,
+        offset: u64,
+        header: &FrameHeader,
+        frame: &[u8],
+    ) -> Result<(), RestoreError> {
+        let before = self.position;
+        let is_later = self.frame_seq < header.seq
+            && before.applied_index <= header.position.applied_index
+            && before.revision <= header.position.revision
+            && before.compact_revision <= header.position.compact_revision;
+        if !is_later {
+            return Err(RestoreError::Damaged("a frame is out of order"));
+        }
+        let mut at = offset + FRAME_HEADER_BYTES as u64;
+        for item in header.records(frame) {
+            // The checksum of a frame says that it is what was sent, that of a record that it
+            // will be what is read.
+            let (_, record) = item.map_err(RestoreError::Damaged)?;
+            let event = decode(record).map_err(RestoreError::Damaged)?;
+            self.check(&event, header.position.revision)?;
             self.last = event.version.at;
-            first.get_or_insert(event.version.at);
-            self.index.replay(event.key, event.version);
-            self.event_count += 1;
+            let place = place_of(number, at, record.len());
+            let place = place.ok_or(RestoreError::Damaged("a segment of it is too long"))?;
+            self.index.replay(event.key, &event.version, place);
+            at += record.len() as u64;
         }
-        let first = first.ok_or(RestoreError::Damaged("a part of it is empty"))?;
-        self.record_bytes += u64::try_from(content.len()).expect("a length fits in 64 bits");
-        self.waiting_bytes += content.len();
-        self.blocks.push(Arc::new(Block { first, bytes: content }));
-        if WRITE_BYTES <= self.waiting_bytes {
-            // Nobody opens this file before the checkpoint that counts is in it.
-            self.events.write(&self.blocks, &Checkpoint::default())?;
-            self.blocks.clear();
-            self.waiting_bytes = 0;
-        }
+        self.frame_seq = header.seq;
+        self.position = header.position;
+        self.frames += 1;
         Ok(())
     }
 
     /// Refuses what no store has ever written, and what could not be counted on from.
-    fn check(&self, event: &Event<'_>) -> Result<(), RestoreError> {
+    fn check(&self, event: &Event<'_>, upto: i64) -> Result<(), RestoreError> {
         let version = event.version;
-        if version.at <= self.last || self.upto < version.at.main {
+        if version.at <= self.last || upto < version.at.main || self.upto.revision < upto {
             return Err(RestoreError::Damaged("an event is out of order"));
         }
         let is_sound = if version.is_tombstone() {
@@ -269,44 +369,74 @@ impl Builder {
         Ok(())
     }
 
-    fn check_end(&self, content: &[u8], crc: u32) -> Result<(), RestoreError> {
-        if content.len() != END_BYTES {
-            return Err(RestoreError::Damaged("its end is malformed"));
-        }
-        let mut fields = Fields(content);
-        if u64::from_le_bytes(fields.take()?) != self.event_count
-            || u64::from_le_bytes(fields.take()?) != self.record_bytes
-        {
-            return Err(RestoreError::Damaged("events are missing"));
-        }
-        if u32::from_le_bytes(fields.take()?) != crc {
-            return Err(RestoreError::Damaged("it fails its checksum"));
-        }
-        Ok(())
-    }
-
+    /// Adds a frame that says where in the log this state stands, and makes all of it durable.
     fn finish(
         mut self,
-        checkpoint: Checkpoint,
+        (position, at): (Position, (u64, u64)),
         options: StoreOptions,
-    ) -> Result<(Shared, Compaction), RestoreError> {
-        self.events.write(&self.blocks, &checkpoint)?;
-        let mut dead = Vec::new();
-        let compact_revision = checkpoint.compact_revision;
-        let mut cursor = None;
+    ) -> Result<Opened, RestoreError> {
+        let position = Position { applied_index: at.0, applied_term: at.1, ..position };
+        let next = self.segments.iter().next_back().map_or(1, |(number, _)| number + 1);
+        let last = (self.frame_seq, self.position);
+        let after = (self.last_seq, next);
+        let mut tail = Tail::fresh(self.files.clone(), after, last, options.segment_bytes);
+        tail.mark(&position, self.frame_seq);
+        let mut mark = DurableMark {
+            segment_seq: self.last_seq,
+            offset: self.segments.iter().next_back().map_or(0, |(_, held)| held.end),
+            frame_seq: self.frame_seq,
+        };
+        for chunk in tail.seal() {
+            let path = self.files.segment_path(&chunk.header);
+            let made = Segment::create(&*self.files.disk, path, chunk.header).map_err(failed)?;
+            made.file.write_at(chunk.start.into(), &chunk.bytes).map_err(failed)?;
+            made.file.sync_data().map_err(failed)?;
+            self.segments.insert(chunk.segment, Held::on_disk(Arc::new(made), chunk.end()));
+            mark.segment_seq = chunk.header.seq;
+            (mark.offset, mark.frame_seq) = (chunk.end(), chunk.last_frame);
+            tail.forget(1);
+        }
+        self.files.sync_dir().map_err(failed)?;
+        let compact_revision = position.compact_revision;
+        let (mut index, mut cursor) = (self.index, None);
         loop {
-            cursor = self.index.compact(cursor.as_deref(), 1000, compact_revision, &mut dead);
+            let dead = &mut Vec::new();
+            cursor = index.compact(cursor.as_deref(), 4096, compact_revision, dead);
             if cursor.is_none() {
                 break;
             }
         }
+        index.places(&mut |place| self.segments.revive(place));
         let state = State {
-            index: self.index,
-            pending: Pending::default(),
-            checkpoint,
+            index,
+            tail,
+            segments: self.segments,
+            position,
+            durable_frame: mark.frame_seq,
             answer_bytes_max: crate::measure::ANSWER_BYTES_MAX,
         };
-        let shared = Shared::new(self.events, state, self.record_bytes, options);
-        Ok((shared, Compaction::resume(compact_revision, dead)))
+        let flushed = Flushed { position, mark, told: mark, since_checkpoint: 0 };
+        Ok(Opened { files: self.files, state, flushed, walked: compact_revision, options })
+    }
+}
+
+/// A segment that is being written.
+struct Output {
+    segment: Segment,
+    /// Where it ends.
+    at: u64,
+    unsynced: usize,
+}
+
+impl Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.segment.file.write_at(self.at, bytes)?;
+        self.at += bytes.len() as u64;
+        self.unsynced += bytes.len();
+        if SYNC_BYTES <= self.unsynced {
+            self.segment.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        Ok(())
     }
 }

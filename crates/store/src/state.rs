@@ -1,30 +1,39 @@
 //! The state of the machine and the writes that change it. Everything here runs under the one
 //! lock of the store, on the thread that applies.
 
+use std::{path::PathBuf, sync::Arc};
+
 use bytes::Bytes;
 
 use crate::{
     error::{Fatal, StoreError},
-    events::{Checkpoint, EventStore},
-    index::KeyIndex,
+    frame::Position,
+    index::{Hit, KeyIndex},
     measure::Measure,
-    pending::Pending,
     range_end::Span,
-    read::{Selection, fetch_value, key_value, missing},
+    read::{Selection, key_value},
     record::{Event, Revision, Version},
     request::{CompactRequest, DeleteRangeRequest, PutRequest, RangeRequest, Request},
     response::{
         CompactResponse, DeleteRangeResponse, KeyValue, PutResponse, RangeResponse, Response,
     },
+    segment::{Place, Segment},
+    segments::Segments,
+    tail::Tail,
 };
 
 /// All that the lock guards.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) index: KeyIndex,
-    pub(crate) pending: Pending,
-    /// How far the commands in `index` go; the disk is behind by what is pending.
-    pub(crate) checkpoint: Checkpoint,
+    /// What is not on disk yet.
+    pub(crate) tail: Tail,
+    /// What is, and how much of it is needed.
+    pub(crate) segments: Segments,
+    /// How far the commands in `index` go; the disk is behind by what is in `tail`.
+    pub(crate) position: Position,
+    /// The last frame that is known to be durable.
+    pub(crate) durable_frame: u64,
     /// [`ANSWER_BYTES_MAX`](crate::measure::ANSWER_BYTES_MAX), but in tests.
     pub(crate) answer_bytes_max: usize,
 }
@@ -34,11 +43,7 @@ impl State {
     ///
     /// A refusal has changed nothing. [`StoreError::Fatal`] may have changed anything: the
     /// caller must let nobody see this state again.
-    pub(crate) fn apply(
-        &mut self,
-        events: &dyn EventStore,
-        request: &Request,
-    ) -> Result<Response, StoreError> {
+    pub(crate) fn apply(&mut self, request: &Request) -> Result<Response, StoreError> {
         match request {
             Request::Put(put) => {
                 check_lease(put)?;
@@ -46,19 +51,18 @@ impl State {
                 if (put.ignore_value || put.ignore_lease) && !is_alive {
                     return Err(StoreError::KeyNotFound);
                 }
-                self.write(events, |write| write.put(put)).map(Response::Put)
+                self.write(|write| write.put(put)).map(Response::Put)
             }
             Request::DeleteRange(delete) => {
-                let mut measure = Measure::new(self, events);
+                let mut measure = Measure::new(self);
                 measure.delete_range(delete)?;
-                measure.finish()?;
-                self.write(events, |write| write.delete_range(delete)).map(Response::DeleteRange)
+                self.write(|write| write.delete_range(delete)).map(Response::DeleteRange)
             }
             Request::Txn(txn) => {
-                let plan = self.plan(events, txn)?;
-                self.check_answer(events, Self::path(txn, &plan))?;
-                let mut response = self.write(events, |write| write.txn(txn, &plan))?;
-                response.revision = self.checkpoint.revision;
+                let plan = self.plan(txn)?;
+                self.check_answer(Self::path(txn, &plan))?;
+                let mut response = self.write(|write| write.txn(txn, &plan))?;
+                response.revision = self.position.revision;
                 Ok(Response::Txn(response))
             }
             Request::Compact(compact) => self.compact(*compact).map(Response::Compact),
@@ -68,26 +72,24 @@ impl State {
     /// Runs the writes of one command under one revision.
     fn write<T>(
         &mut self,
-        events: &dyn EventStore,
         run: impl FnOnce(&mut Write<'_>) -> Result<T, Fatal>,
     ) -> Result<T, StoreError> {
-        let mut write =
-            Write { main: self.checkpoint.revision + 1, next_sub: 0, state: self, events };
+        let mut write = Write { main: self.position.revision + 1, next_sub: 0, state: self };
         let result = run(&mut write)?;
         let revision = write.revision();
-        self.checkpoint.revision = revision;
+        self.position.revision = revision;
         Ok(result)
     }
 
     fn compact(&mut self, request: CompactRequest) -> Result<CompactResponse, StoreError> {
-        let Checkpoint { revision, compact_revision, .. } = self.checkpoint;
+        let Position { revision, compact_revision, .. } = self.position;
         if request.revision <= compact_revision {
             return Err(StoreError::Compacted);
         }
         if revision < request.revision {
             return Err(StoreError::FutureRevision);
         }
-        self.checkpoint.compact_revision = request.revision;
+        self.position.compact_revision = request.revision;
         Ok(CompactResponse { revision })
     }
 }
@@ -100,7 +102,6 @@ pub(crate) fn check_lease(put: &PutRequest) -> Result<(), StoreError> {
 /// The writes of one command: they share a revision and count their sub revisions.
 pub(crate) struct Write<'a> {
     state: &'a mut State,
-    events: &'a dyn EventStore,
     /// The revision of the writes, if there are any.
     main: i64,
     next_sub: u32,
@@ -119,9 +120,7 @@ impl Write<'_> {
         let at = if request.revision <= 0 { current } else { request.revision };
         let mut selection = Selection::new(request, at, current);
         selection.advance(self.state, usize::MAX)?;
-        let response = selection.finish(self.events, &mut Vec::new())?;
-        // Compaction needs the lock that we hold before it removes anything.
-        response.map_err(|gone| missing(gone.0))
+        selection.finish(&mut Vec::new())
     }
 
     /// A put that has been checked.
@@ -140,8 +139,10 @@ impl Write<'_> {
             _ => request.lease,
         };
         let at = self.next();
-        let version = self.state.index.put(&request.key, at, lease, value.clone());
-        self.state.pending.push(&Event { version, key: &request.key, value: &value });
+        let State { index, tail, .. } = &mut *self.state;
+        index.put(&request.key, at, lease, value.clone(), |version| {
+            tail.push(&Event { version: *version, key: &request.key, value: &value })
+        });
         let prev_kv = prev.filter(|_| request.prev_kv);
         Ok(PutResponse { revision: self.revision(), prev_kv })
     }
@@ -152,23 +153,18 @@ impl Write<'_> {
     ) -> Result<DeleteRangeResponse, Fatal> {
         let mut response = DeleteRangeResponse::default();
         let mut freed = 0;
-        let State { index, pending, .. } = &mut *self.state;
+        let State { index, tail, segments, .. } = &mut *self.state;
         for (key, entry) in index.span_mut(Span::new(&request.key, &request.range_end)) {
             if request.prev_kv
                 && let Some(hit) = entry.at(i64::MAX)
             {
-                let value = match hit.value {
-                    Some(value) => value.clone(),
-                    None => fetch_value(pending, self.events, hit.version.at)?,
-                };
-                response.prev_kvs.push(key_value(key, &hit.version, value));
+                response.prev_kvs.push(complete(tail, segments, key, hit)?);
             }
             if entry.live().is_some() {
                 let at = Revision { main: self.main, sub: self.next_sub };
                 self.next_sub = next_sub(self.next_sub);
-                freed += entry.delete(at);
                 let version = Version::tombstone(at);
-                pending.push(&Event { version, key, value: &[] });
+                freed += entry.delete(at, tail.push(&Event { version, key, value: &[] }));
                 response.deleted += 1;
             }
         }
@@ -182,11 +178,7 @@ impl Write<'_> {
         let Some(hit) = self.state.index.get(key).and_then(|entry| entry.at(i64::MAX)) else {
             return Ok(None);
         };
-        let value: Bytes = match hit.value {
-            Some(value) => value.clone(),
-            None => fetch_value(&self.state.pending, self.events, hit.version.at)?,
-        };
-        Ok(Some(key_value(key, &hit.version, value)))
+        complete(&self.state.tail, &self.state.segments, key, hit).map(Some)
     }
 
     fn next(&mut self) -> Revision {
@@ -194,6 +186,34 @@ impl Write<'_> {
         self.next_sub = next_sub(self.next_sub);
         at
     }
+}
+
+/// What clients see of a version that was found, read from where it is. Under the lock: a record
+/// is where the index says.
+pub(crate) fn complete(
+    tail: &Tail,
+    segments: &Segments,
+    key: &[u8],
+    hit: Hit<'_>,
+) -> Result<KeyValue, Fatal> {
+    if let (Some(version), Some(value)) = (&hit.newest, hit.value) {
+        return Ok(key_value(key, version, value.clone()));
+    }
+    let mut buf = Vec::new();
+    let event = match tail.find(hit.place)? {
+        Some(event) => event,
+        None => file_of(segments, hit.place)?.read(hit.place, &mut buf)?,
+    };
+    Ok(key_value(key, &event.version, Bytes::copy_from_slice(event.value)))
+}
+
+/// The file that holds a record.
+pub(crate) fn file_of(segments: &Segments, place: Place) -> Result<&Arc<Segment>, Fatal> {
+    segments.file(place).ok_or_else(|| Fatal::Corrupt {
+        file: PathBuf::new(),
+        offset: u64::from(place.offset),
+        what: format!("the index points to segment {}, which is not there", place.segment),
+    })
 }
 
 fn next_sub(sub: u32) -> u32 {

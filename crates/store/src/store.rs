@@ -1,54 +1,57 @@
-//! The store: one lock, around it reads, applying, and a thread that brings events to disk.
+//! The store: one lock, around it reads, applying, and a thread that brings frames to disk.
 //!
 //! ```text
-//!   apply thread ──write lock──► index + pending events ◄──read lock── readers, any thread
-//!                                       │      ▲                          │
-//!                            blocks     ▼      │ forget        values     ▼
-//!                       writer thread ──────────── events on disk ◄───────┘
+//!   apply thread ──write lock──► index + tail ◄──read lock── readers, any thread
+//!                                       │  ▲                     │
+//!                            chunks     ▼  │ forget     records  ▼
+//!                       writer thread ──────────► segments ◄─────┘
 //! ```
 //!
 //! [`Store::restore`] exchanges all of it at once for what a snapshot holds: reads that are
 //! under way end where they began.
 //!
-//! Applying touches memory alone. The writer thread takes what is pending every
-//! `flush_interval` or `flush_bytes` and commits it in one durable transaction together with
-//! the position in the log; until then the replicated log is what keeps it, and
-//! [`Store::durable_applied`] says what may be purged there. Compaction runs on the same
-//! thread in small steps.
+//! Applying touches memory alone: each batch becomes one frame at the end of history, the
+//! position in the log with it. The writer thread takes what is there every `flush_interval` or
+//! `flush_bytes`, writes it and syncs it; until then the replicated log is what keeps it, and
+//! [`Store::durable_applied`] says what may be purged there. Checkpoints of the index and
+//! compaction run on the same thread in small steps.
 //!
-//! Lock order: the turn of the flush, compaction, state. No lock is held while waiting for a
-//! client, and the state's never during a write to disk.
+//! Lock order: the turn of the flush, checkpoint, compaction, state. No lock is held while
+//! waiting for a client, and the state's never during a write to disk.
 
 use std::{
     fmt,
     path::Path,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
 };
 
 use kontiki_disk::{Disk, RealDisk};
-use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::{
+    checkpoint::Checkpointing,
     compaction::Compaction,
     error::{Fatal, OpenError, StoreError},
-    events::{Checkpoint, EventStore, MemoryEvents},
-    index::KeyIndex,
-    pending::Pending,
-    read::{Fetched, Missing, Selection, missing, readable, readable_in_txn},
-    redb_events::RedbEvents,
+    files::Files,
+    memory::MemoryDisk,
+    open::Opened,
+    read::{Fetched, Selection, readable, readable_in_txn},
     request::{RangeRequest, Request, RequestOp, TxnRequest},
     response::{RangeResponse, Response, ResponseOp, TxnResponse},
     state::State,
-    writer::{self, Signal},
+    writer::{self, Flushed, Signal},
 };
 
-/// How many keys a read looks at before it lets writers pass: about 0.2 ms.
-const STEP_KEYS: usize = 1000;
+/// How many keys a read looks at before it lets writers pass: about 50 µs.
+const STEP_KEYS: usize = 256;
+
+/// How long `apply` waits for room before it looks again whether the store still works.
+const ROOM_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How often a read starts again because compaction has overtaken it, before it keeps
 /// compaction out. More than one compaction during a read is rare.
@@ -62,14 +65,20 @@ const FETCHED_MAX: usize = 4096;
 pub struct StoreOptions {
     /// Newest values kept in memory, in bytes.
     pub value_cache_bytes: usize,
-    /// Pages of the file kept in memory, in bytes.
-    pub page_cache_bytes: usize,
     /// Events are written out when they take this many bytes,
     pub flush_bytes: usize,
     /// or when the first of them has waited this long.
     pub flush_interval: Duration,
     /// `apply` waits for the disk when this many bytes are not written out.
     pub pending_bytes_max: usize,
+    /// A file of events is sealed when it has this many bytes. At most 1 GiB.
+    pub segment_bytes: u64,
+    /// The index is written to disk whenever so many bytes of events have been written: a
+    /// start reads the last of these checkpoints, and the events after it.
+    pub checkpoint_bytes: u64,
+    /// Mixed into the checksums of a new store, so that nothing that a client stores can pass
+    /// for a record of ours. By default it is left to chance.
+    pub secret: u64,
     /// Whether a thread writes events out and compacts. Without it, as a simulator wants it,
     /// nothing happens but in [`Store::flush`] and [`Store::compact_step`].
     pub background: bool,
@@ -79,13 +88,21 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             value_cache_bytes: 256 << 20,
-            page_cache_bytes: 64 << 20,
             flush_bytes: 8 << 20,
             flush_interval: Duration::from_millis(100),
             pending_bytes_max: 64 << 20,
+            segment_bytes: 64 << 20,
+            checkpoint_bytes: 256 << 20,
+            secret: chance(),
             background: true,
         }
     }
+}
+
+/// A number that nobody can guess.
+fn chance() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(())
 }
 
 /// etcd's data model on disk.
@@ -107,18 +124,21 @@ struct Live {
 /// What the threads share.
 pub(crate) struct Shared {
     pub(crate) state: RwLock<State>,
-    pub(crate) events: Box<dyn EventStore>,
+    pub(crate) files: Files,
     pub(crate) options: StoreOptions,
     /// Held by whoever flushes.
-    pub(crate) flushed: Mutex<Checkpoint>,
+    pub(crate) flushed: Mutex<Flushed>,
     /// The last command that is on disk.
     pub(crate) durable_applied: AtomicU64,
-    /// Bytes of records on disk and pending.
-    pub(crate) record_bytes: AtomicU64,
+    /// The disk was full when it was written to last.
+    pub(crate) is_full: AtomicBool,
+    pub(crate) checkpointing: Mutex<Checkpointing>,
     pub(crate) compaction: Mutex<Compaction>,
     pub(crate) compacted: Condvar,
     pub(crate) signal: Mutex<Signal>,
     pub(crate) wake: Condvar,
+    /// Something was written out.
+    pub(crate) room: Condvar,
     /// Values that reads had to fetch, to be put back into memory.
     pub(crate) fetched: Mutex<Vec<Fetched>>,
     /// The error that closed the store.
@@ -127,7 +147,7 @@ pub(crate) struct Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("events", &self.events).finish_non_exhaustive()
+        f.debug_struct("Shared").field("files", &self.files).finish_non_exhaustive()
     }
 }
 
@@ -154,37 +174,33 @@ impl Store {
         path: &Path,
         options: StoreOptions,
     ) -> Result<Self, OpenError> {
-        let (events, checkpoint) = RedbEvents::open(disk, path, options.page_cache_bytes)?;
-        let (shared, compaction) = crate::open::recover(Box::new(events), checkpoint, options)
-            .map_err(|source| OpenError::Damaged { path: path.to_owned(), source })?;
-        *shared.compaction.lock() = compaction;
-        Self::start(shared)
+        let found = Files::open(disk, path, options.secret)?;
+        let opened = crate::open::recover(found, options)?;
+        Self::start(opened)
             .map_err(|error| OpenError::Io { path: path.to_owned(), source: Arc::new(error) })
     }
 
-    /// An empty store that lives and dies with the process. It still flushes, so that
-    /// everything but the disk is as in a real one.
+    /// An empty store that lives and dies with the process. It still writes its files, to
+    /// memory, so that everything but the disk is as in a real one.
     ///
     /// # Errors
     ///
     /// When the operating system gives no thread.
     pub fn in_memory(options: StoreOptions) -> std::io::Result<Self> {
-        let state = State {
-            index: KeyIndex::new(options.value_cache_bytes),
-            pending: Pending::default(),
-            checkpoint: Checkpoint::default(),
-            answer_bytes_max: crate::measure::ANSWER_BYTES_MAX,
-        };
-        Self::start(Shared::new(Box::new(MemoryEvents::default()), state, 0, options))
+        let disk = Arc::new(MemoryDisk::default());
+        Self::open_on(disk, Path::new("/"), options).map_err(|error| match error {
+            OpenError::Io { source, .. } => std::io::Error::other(source),
+            other => unreachable!("memory is what it is: {other}"),
+        })
     }
 
-    fn start(shared: Shared) -> std::io::Result<Self> {
-        Ok(Self { live: RwLock::new(Live::start(shared)?) })
+    fn start(opened: Opened) -> std::io::Result<Self> {
+        Ok(Self { live: RwLock::new(Live::start(opened)?) })
     }
 
-    /// Puts `shared` in the place of all that was.
-    pub(crate) fn replace(&self, shared: Shared) -> std::io::Result<()> {
-        let new = Live::start(shared)?;
+    /// Puts what was opened in the place of all that was.
+    pub(crate) fn replace(&self, opened: Opened) -> std::io::Result<()> {
+        let new = Live::start(opened)?;
         let mut old = std::mem::replace(&mut *self.live.write(), new);
         old.stop();
         // Nobody compacts it any more, so nobody may wait for that.
@@ -196,8 +212,7 @@ impl Store {
     /// Applies commands that follow each other in the log. `upto` is the index and term of
     /// the last one, or of a later entry that holds no command.
     ///
-    /// Waits for the disk only when too much is pending, and after a compaction, which has to
-    /// be on disk before it is answered.
+    /// Waits for the disk only when too much is pending.
     ///
     /// # Errors
     ///
@@ -213,18 +228,13 @@ impl Store {
         upto: (u64, u64),
     ) -> Result<Vec<Result<Response, StoreError>>, Fatal> {
         let shared = self.shared();
-        shared.check()?;
-        if shared.options.pending_bytes_max < shared.state.read().pending.bytes() {
-            shared.flush()?;
-        }
+        shared.make_room()?;
         let mut responses = Vec::with_capacity(batch.len());
-        let mut state = shared.state.write();
-        shared.check()?;
-        let (compacted_before, bytes_before) =
-            (state.checkpoint.compact_revision, state.pending.bytes());
+        let mut state = shared.write_state()?;
+        state.tail.begin();
         for (index, term, request) in batch {
             state.assert_next(*index);
-            match state.apply(&*shared.events, request) {
+            match state.apply(request) {
                 Err(StoreError::Fatal(fatal)) => return Err(shared.fail(fatal)),
                 response => responses.push(response),
             }
@@ -233,14 +243,10 @@ impl Store {
         }
         state.assert_upto(upto.0);
         state.set_applied(upto.0, upto.1);
+        state.end_frame();
         state.index.evict();
-        let has_compacted = compacted_before < state.checkpoint.compact_revision;
-        let bytes = state.pending.bytes();
+        let bytes = state.tail.bytes();
         drop(state);
-        shared.count_records(bytes - bytes_before);
-        if has_compacted {
-            shared.flush()?;
-        }
         shared.wake_writer(bytes);
         Ok(responses)
     }
@@ -254,19 +260,19 @@ impl Store {
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, StoreError> {
         self.attempt(|shared, is_last| {
             let mut state = shared.read_state()?;
-            let checkpoint = state.checkpoint;
-            let at = readable(request.revision, &checkpoint)?;
-            let mut selection = Selection::new(request, at, checkpoint.revision);
+            let position = state.position;
+            let at = readable(request.revision, &position)?;
+            let mut selection = Selection::new(request, at, position.revision);
             let step = if is_last { usize::MAX } else { STEP_KEYS };
-            while !selection.advance(&state, step)? {
+            while !shared.note(selection.advance(&state, step).map_err(StoreError::from))? {
                 RwLockReadGuard::unlock_fair(state);
                 state = shared.state.read();
-                if at < state.checkpoint.compact_revision {
+                if at < state.position.compact_revision {
                     return Ok(None);
                 }
             }
-            let held = keep_if(is_last, state);
-            shared.finish(selection, held.as_deref())
+            drop(state);
+            shared.finish(selection).map(Some)
         })
     }
 
@@ -282,28 +288,25 @@ impl Store {
     /// If the transaction could write: that has to go through the log.
     pub fn txn_read(&self, txn: &TxnRequest) -> Result<TxnResponse, StoreError> {
         assert!(txn.is_read_only(), "a transaction that could write was sent to a read");
-        self.attempt(|shared, is_last| {
+        let shared = self.shared();
+        let (plan, selections, revision) = {
             let state = shared.read_state()?;
-            let plan = state.plan(&*shared.events, txn)?;
+            let plan = shared.note(state.plan(txn))?;
             let mut selections = Vec::new();
             for op in plan.branch(txn) {
                 let RequestOp::Range(range) = op else { unreachable!("read-only: see above") };
-                let at = readable_in_txn(range.revision, &state.checkpoint)?;
-                let mut selection = Selection::new(range, at, state.checkpoint.revision);
-                selection.advance(&state, usize::MAX)?;
+                let at = readable_in_txn(range.revision, &state.position)?;
+                let mut selection = Selection::new(range, at, state.position.revision);
+                let advanced = selection.advance(&state, usize::MAX);
+                shared.note(advanced.map_err(StoreError::from))?;
                 selections.push(selection);
             }
-            let revision = state.checkpoint.revision;
-            let held = keep_if(is_last, state);
-            let mut responses = Vec::with_capacity(selections.len());
-            for selection in selections {
-                let Some(response) = shared.finish(selection, held.as_deref())? else {
-                    return Ok(None);
-                };
-                responses.push(ResponseOp::Range(response));
-            }
-            Ok(Some(TxnResponse { revision, succeeded: plan.succeeded, responses }))
-        })
+            (plan, selections, state.position.revision)
+        };
+        let ranges = selections.into_iter().map(|selection| shared.finish(selection));
+        let responses =
+            ranges.map(|range| range.map(ResponseOp::Range)).collect::<Result<_, _>>()?;
+        Ok(TxnResponse { revision, succeeded: plan.succeeded, responses })
     }
 
     /// Runs a read until compaction does not get in its way; the last time with the lock held
@@ -318,15 +321,14 @@ impl Store {
                 return Ok(response);
             }
         }
-        let response = read(&shared, true)?;
-        response.ok_or_else(|| missing(crate::record::Revision::default()).into())
+        Ok(read(&shared, true)?.expect("nothing is compacted while the lock is held"))
     }
 
     /// Index and term of the last entry of the log that is applied.
     #[must_use]
     pub fn applied(&self) -> (u64, u64) {
-        let checkpoint = self.shared().state.read().checkpoint;
-        (checkpoint.applied_index, checkpoint.applied_term)
+        let position = self.shared().state.read().position;
+        (position.applied_index, position.applied_term)
     }
 
     /// The last entry whose effects survive a power failure. The log may be purged up to here
@@ -339,28 +341,32 @@ impl Store {
     /// The current revision. An empty store has 1, as in etcd.
     #[must_use]
     pub fn revision(&self) -> i64 {
-        self.shared().state.read().checkpoint.revision
+        self.shared().state.read().position.revision
     }
 
     /// The first revision that is readable, or -1 if nothing was ever compacted, as in etcd.
     #[must_use]
     pub fn compact_revision(&self) -> i64 {
-        self.shared().state.read().checkpoint.compact_revision
+        self.shared().state.read().position.compact_revision
     }
 
-    /// Bytes taken on disk.
-    ///
-    /// # Errors
-    ///
-    /// When the file system does not tell.
-    pub fn size_bytes(&self) -> Result<u64, Fatal> {
-        self.shared().events.size_bytes()
+    /// Bytes of the files of events.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.shared().state.read().segments.disk_bytes()
     }
 
     /// Bytes of the events that are kept, on disk or on the way there.
     #[must_use]
     pub fn size_in_use_bytes(&self) -> u64 {
-        self.shared().record_bytes.load(Ordering::Relaxed)
+        self.shared().state.read().segments.live_bytes()
+    }
+
+    /// Whether the disk was full when it was written to last. What was applied meanwhile waits
+    /// in memory, and is tried again every `flush_interval`.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.shared().is_full()
     }
 
     /// Whether the store still works: the error that closed it, if not. The writer thread
@@ -373,7 +379,8 @@ impl Store {
         self.shared().check()
     }
 
-    /// Makes everything that is applied durable.
+    /// Makes everything that is applied durable. When the disk is full it returns without
+    /// having done so, and [`is_full`](Self::is_full) says so.
     ///
     /// # Errors
     ///
@@ -382,14 +389,14 @@ impl Store {
         self.shared().flush()
     }
 
-    /// Does a little of the compaction that is due. Returns whether there was anything to do.
-    /// For stores without a thread of their own.
+    /// Does a little of the compaction or the checkpoint that is due. Returns whether there was
+    /// anything to do. For stores without a thread of their own.
     ///
     /// # Errors
     ///
     /// [`Fatal`] when the disk has failed.
     pub fn compact_step(&self) -> Result<bool, Fatal> {
-        self.shared().compact_step()
+        self.shared().upkeep_step()
     }
 
     /// Waits until what the compaction at `revision` made superfluous is removed, for at most
@@ -406,14 +413,18 @@ impl Store {
         !waited.timed_out()
     }
 
-    /// Stops the thread, makes everything durable and closes the file.
+    /// Stops the thread, makes everything durable, the index with it, and closes the files.
     ///
     /// # Errors
     ///
     /// [`Fatal`] when the disk has failed.
     pub fn close(mut self) -> Result<(), Fatal> {
         self.live.get_mut().stop();
-        self.shared().flush()
+        let shared = self.shared();
+        shared.flush()?;
+        shared.checkpoint_now()?;
+        let mut flushed = shared.flushed.lock();
+        shared.tell(&mut flushed).map_err(|fatal| shared.fail(fatal))
     }
 
     /// The state of the moment. Whoever keeps it reads on from it after a restore.
@@ -423,8 +434,8 @@ impl Store {
 }
 
 impl Live {
-    fn start(shared: Shared) -> std::io::Result<Self> {
-        let shared = Arc::new(shared);
+    fn start(opened: Opened) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::new(opened));
         let background = shared.options.background;
         let thread = background.then(|| writer::spawn(Arc::clone(&shared))).transpose()?;
         Ok(Self { shared, thread })
@@ -448,32 +459,24 @@ impl Drop for Store {
     }
 }
 
-/// Keeps the lock, or gives it back at once: an `Option` that is none would not.
-fn keep_if(is_kept: bool, state: RwLockReadGuard<'_, State>) -> Option<RwLockReadGuard<'_, State>> {
-    is_kept.then_some(state)
-}
-
 impl Shared {
-    pub(crate) fn new(
-        events: Box<dyn EventStore>,
-        state: State,
-        record_bytes: u64,
-        options: StoreOptions,
-    ) -> Self {
-        let checkpoint = state.checkpoint;
+    fn new(opened: Opened) -> Self {
+        let Opened { files, state, flushed, walked, options } = opened;
         Self {
-            state: RwLock::new(state),
-            events,
+            files,
             options,
-            flushed: Mutex::new(checkpoint),
-            durable_applied: AtomicU64::new(checkpoint.applied_index),
-            record_bytes: AtomicU64::new(record_bytes),
-            compaction: Mutex::new(Compaction::idle(checkpoint.compact_revision)),
+            durable_applied: AtomicU64::new(flushed.position.applied_index),
+            flushed: Mutex::new(flushed),
+            is_full: AtomicBool::new(false),
+            checkpointing: Mutex::new(Checkpointing::default()),
+            compaction: Mutex::new(Compaction::new(walked)),
             compacted: Condvar::new(),
             signal: Mutex::new(Signal::default()),
             wake: Condvar::new(),
+            room: Condvar::new(),
             fetched: Mutex::new(Vec::new()),
             fatal: OnceLock::new(),
+            state: RwLock::new(state),
         }
     }
 
@@ -488,39 +491,53 @@ impl Shared {
         self.check().map(|()| state)
     }
 
+    /// Takes the lock for writing, unless an error has left the state half changed.
+    pub(crate) fn write_state(&self) -> Result<RwLockWriteGuard<'_, State>, Fatal> {
+        let state = self.state.write();
+        self.check().map(|()| state)
+    }
+
     /// Closes the store for good. Returns the error that did, the first one.
     pub(crate) fn fail(&self, fatal: Fatal) -> Fatal {
         self.fatal.get_or_init(|| fatal).clone()
     }
 
-    fn count_records(&self, bytes: usize) {
-        let bytes = u64::try_from(bytes).expect("a length fits in 64 bits");
-        self.record_bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// Takes note of an error that a read has met: what it read is damaged.
+    fn note<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        result.map_err(|error| match error {
+            StoreError::Fatal(fatal) => self.fail(fatal).into(),
+            refusal => refusal,
+        })
     }
 
-    /// Completes a range, or none if compaction has taken part of it. `held` is the state if
-    /// the caller keeps its lock: to ask for that again would wait for ever for a writer that
-    /// waits for the caller.
-    fn finish(
-        &self,
-        selection: Selection<'_>,
-        held: Option<&State>,
-    ) -> Result<Option<RangeResponse>, StoreError> {
-        let at = selection.at();
-        let mut fetched = Vec::new();
-        let response = selection.finish(&*self.events, &mut fetched)?;
-        self.keep_fetched(fetched);
-        match response {
-            Ok(response) => Ok(Some(response)),
-            Err(Missing(event)) => {
-                // Only compaction removes, and only what nobody may read any more.
-                let compact_revision = match held {
-                    Some(state) => state.checkpoint.compact_revision,
-                    None => self.state.read().checkpoint.compact_revision,
-                };
-                if at < compact_revision { Ok(None) } else { Err(self.fail(missing(event)).into()) }
-            }
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Acquire)
+    }
+
+    /// Waits until not too much is pending.
+    fn make_room(&self) -> Result<(), Fatal> {
+        let max = self.options.pending_bytes_max;
+        self.check()?;
+        if self.state.read().tail.bytes() <= max {
+            return Ok(());
         }
+        if !self.options.background {
+            return self.flush();
+        }
+        let mut signal = self.signal.lock();
+        while max < self.state.read().tail.bytes() {
+            self.check()?;
+            let _timed_out = self.room.wait_for(&mut signal, ROOM_INTERVAL);
+        }
+        self.check()
+    }
+
+    /// Completes a range, from disk where needed.
+    fn finish(&self, selection: Selection<'_>) -> Result<RangeResponse, StoreError> {
+        let mut fetched = Vec::new();
+        let response = selection.finish(&mut fetched).map_err(|fatal| self.fail(fatal))?;
+        self.keep_fetched(fetched);
+        Ok(response)
     }
 
     fn keep_fetched(&self, values: Vec<Fetched>) {
@@ -537,20 +554,26 @@ impl Shared {
 
 impl State {
     fn assert_next(&self, index: u64) {
-        let last = self.checkpoint.applied_index;
+        let last = self.position.applied_index;
         assert!(last < index, "command {index} after {last} has been applied");
     }
 
     fn assert_upto(&self, index: u64) {
-        let last = self.checkpoint.applied_index;
+        let last = self.position.applied_index;
         assert!(last <= index, "a batch up to {index} holds command {last}");
     }
 
+    /// Ends the frame of a batch, and counts what it holds.
+    fn end_frame(&mut self) {
+        let (segment, header) = self.tail.segment();
+        let records = self.tail.end(&self.position, self.durable_frame);
+        if 0 < records {
+            self.segments.grow(segment, header, records as u64);
+        }
+    }
+
     fn set_applied(&mut self, index: u64, term: u64) {
-        self.checkpoint.applied_index = index;
-        self.checkpoint.applied_term = term;
+        self.position.applied_index = index;
+        self.position.applied_term = term;
     }
 }
-
-#[cfg(test)]
-mod tests;

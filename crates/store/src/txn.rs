@@ -6,17 +6,14 @@
 
 use std::cmp::Ordering;
 
-use bytes::Bytes;
-
 use crate::{
     error::{Fatal, StoreError},
-    events::EventStore,
     index::KeyEntry,
     range_end::Span,
-    read::{fetch_value, readable_in_txn},
+    read::readable_in_txn,
     request::{Compare, CompareResult, CompareTarget, PutRequest, RequestOp, TxnRequest},
     response::{ResponseOp, TxnResponse},
-    state::{State, Write, check_lease},
+    state::{State, Write, check_lease, complete},
 };
 
 /// The way that a transaction takes.
@@ -36,12 +33,8 @@ impl Plan {
 
 impl State {
     /// Evaluates the guards and checks what will run.
-    pub(crate) fn plan(
-        &self,
-        events: &dyn EventStore,
-        txn: &TxnRequest,
-    ) -> Result<Plan, StoreError> {
-        let plan = self.evaluate(events, txn)?;
+    pub(crate) fn plan(&self, txn: &TxnRequest) -> Result<Plan, StoreError> {
+        let plan = self.evaluate(txn)?;
         let path = Self::path(txn, &plan);
         // etcd checks all puts before all ranges, and the first error is the answer.
         for (position, op) in path.iter().enumerate() {
@@ -53,7 +46,7 @@ impl State {
         }
         for op in &path {
             if let RequestOp::Range(range) = op {
-                readable_in_txn(range.revision, &self.checkpoint)?;
+                readable_in_txn(range.revision, &self.position)?;
             }
         }
         Ok(plan)
@@ -66,30 +59,30 @@ impl State {
         path
     }
 
-    fn evaluate(&self, events: &dyn EventStore, txn: &TxnRequest) -> Result<Plan, Fatal> {
+    fn evaluate(&self, txn: &TxnRequest) -> Result<Plan, Fatal> {
         let mut plan = Plan { succeeded: true, nested: Vec::new() };
         for guard in &txn.compare {
-            if !self.holds(events, guard)? {
+            if !self.holds(guard)? {
                 plan.succeeded = false;
                 break;
             }
         }
         for op in plan.branch(txn) {
             if let RequestOp::Txn(nested) = op {
-                plan.nested.push(self.evaluate(events, nested)?);
+                plan.nested.push(self.evaluate(nested)?);
             }
         }
         Ok(plan)
     }
 
-    fn holds(&self, events: &dyn EventStore, guard: &Compare) -> Result<bool, Fatal> {
+    fn holds(&self, guard: &Compare) -> Result<bool, Fatal> {
         let mut is_empty = true;
-        for (_, entry) in self.index.span(Span::new(&guard.key, &guard.range_end)) {
+        for (key, entry) in self.index.span(Span::new(&guard.key, &guard.range_end)) {
             if entry.live().is_none() {
                 continue;
             }
             is_empty = false;
-            if !self.holds_for(events, guard, entry)? {
+            if !self.holds_for(guard, key, entry)? {
                 return Ok(false);
             }
         }
@@ -107,25 +100,16 @@ impl State {
         })
     }
 
-    fn holds_for(
-        &self,
-        events: &dyn EventStore,
-        guard: &Compare,
-        entry: &KeyEntry,
-    ) -> Result<bool, Fatal> {
-        let Some(hit) = entry.at(self.checkpoint.revision) else { return Ok(true) };
-        let version = hit.version;
+    fn holds_for(&self, guard: &Compare, key: &[u8], entry: &KeyEntry) -> Result<bool, Fatal> {
+        let Some(hit) = entry.at(self.position.revision) else { return Ok(true) };
+        let version = hit.newest.expect("at the current revision it is the newest");
         let order = match &guard.target {
             CompareTarget::Version(operand) => version.version.cmp(operand),
             CompareTarget::Create(operand) => version.create_revision.cmp(operand),
             CompareTarget::Mod(operand) => version.at.main.cmp(operand),
             CompareTarget::Lease(operand) => version.lease.cmp(operand),
             CompareTarget::Value(operand) => {
-                let value: Bytes = match hit.value {
-                    Some(value) => value.clone(),
-                    None => fetch_value(&self.pending, events, version.at)?,
-                };
-                value.cmp(operand)
+                complete(&self.tail, &self.segments, key, hit)?.value.cmp(operand)
             }
             CompareTarget::Unknown => Ordering::Equal,
         };

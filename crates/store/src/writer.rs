@@ -1,4 +1,4 @@
-//! The thread that brings events to disk, and what it does there.
+//! The thread that brings frames to disk, and what it does there.
 
 use std::{
     io, mem,
@@ -7,14 +7,16 @@ use std::{
     time::Duration,
 };
 
-use crate::{error::Fatal, store::Shared};
+use crate::{
+    error::Fatal, files::DurableMark, frame::Position, segment::Segment, store::Shared, tail::Chunk,
+};
 
-/// The pause after a step of compaction, so that it takes about half of the disk and of one
-/// processor at most.
-const STEP_PAUSE: Duration = Duration::from_micros(500);
+/// The pause after a step of compaction or of a checkpoint, so that they take about half of
+/// the disk and of one processor at most.
+const STEP_PAUSE: Duration = Duration::from_millis(2);
 
-/// After how many steps of compaction a flush comes in between.
-const STEPS_PER_FLUSH: usize = 32;
+/// After how many steps a flush comes in between.
+const STEPS_PER_FLUSH: usize = 16;
 
 /// What the writer thread is told.
 #[derive(Debug, Default)]
@@ -25,6 +27,19 @@ pub(crate) struct Signal {
     pub(crate) is_urgent: bool,
     /// The store is closing.
     pub(crate) is_stopping: bool,
+}
+
+/// How far the files go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flushed {
+    /// The state after the last durable frame.
+    pub(crate) position: Position,
+    /// That frame, and where it ends.
+    pub(crate) mark: DurableMark,
+    /// What of that is in `STATE`.
+    pub(crate) told: DurableMark,
+    /// Bytes written since the last checkpoint of the index.
+    pub(crate) since_checkpoint: u64,
 }
 
 /// Starts the thread. It ends when it is told to stop, or at the first error, which the next
@@ -40,12 +55,12 @@ pub(crate) fn spawn(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
 
 fn run(shared: &Shared) -> Result<(), Fatal> {
     loop {
-        let mut is_busy = shared.compact_step()?;
+        let mut is_busy = shared.upkeep_step()?;
         for _ in 0..STEPS_PER_FLUSH {
             if !is_busy || shared.pause(STEP_PAUSE) {
                 break;
             }
-            is_busy = shared.compact_step()?;
+            is_busy = shared.upkeep_step()?;
         }
         if !is_busy && !shared.wait_for_work() {
             return Ok(());
@@ -60,11 +75,20 @@ fn run(shared: &Shared) -> Result<(), Fatal> {
             return Ok(());
         }
         shared.flush()?;
+        if shared.is_full() {
+            // Tried again when the disk has had some time.
+            shared.wake_writer(0);
+        }
     }
 }
 
 impl Shared {
-    /// Waits until events have gathered and it is time to write them out. False if the store
+    /// A little of what is due beside writing: a checkpoint of the index, else compaction.
+    pub(crate) fn upkeep_step(&self) -> Result<bool, Fatal> {
+        Ok(self.checkpoint_step()? || self.compact_step()?)
+    }
+
+    /// Waits until frames have gathered and it is time to write them out. False if the store
     /// is closing.
     fn wait_for_work(&self) -> bool {
         let mut signal = self.signal.lock();
@@ -87,7 +111,7 @@ impl Shared {
 
     /// Tells the writer that `pending` bytes wait. Cheap when it knows.
     pub(crate) fn wake_writer(&self, pending: usize) {
-        let is_urgent = self.options.flush_bytes <= pending;
+        let is_urgent = self.options.flush_bytes <= pending && !self.is_full();
         let mut signal = self.signal.lock();
         if !signal.is_dirty || (is_urgent && !signal.is_urgent) {
             signal.is_dirty = true;
@@ -96,15 +120,16 @@ impl Shared {
         }
     }
 
-    /// Makes everything that is applied durable, the position in the log with it.
+    /// Makes everything that is applied durable, the position in the log with it. When the
+    /// disk is full it returns without having done so: [`is_full`](Self::is_full) says that,
+    /// and the next call tries again.
     ///
-    /// An error is final. After a failed sync the process has to stop: what redb holds in
-    /// memory and what the kernel holds may both differ from the disk then, and only opening
-    /// the file anew tells what is there.
+    /// An error is final. After a failed sync the process has to stop: what the kernel holds
+    /// may differ from the disk then, and only opening the files anew tells what is there.
     pub(crate) fn flush(&self) -> Result<(), Fatal> {
         self.check()?;
         let mut flushed = self.flushed.lock();
-        let (blocks, checkpoint) = {
+        let chunks = {
             let mut state = self.state.write();
             // Asked again under the locks: whoever held them may have failed meanwhile, in the
             // middle of a command or of a sync, and neither may be followed by a write.
@@ -113,15 +138,98 @@ impl Shared {
                 state.index.warm(&value.key, value.at, value.value);
             }
             state.index.evict();
-            (state.pending.seal(), state.checkpoint)
+            let (position, durable_frame) = (state.position, state.durable_frame);
+            state.tail.mark(&position, durable_frame);
+            state.tail.seal()
         };
-        if blocks.is_empty() && *flushed == checkpoint {
-            return Ok(());
+        let mut is_full = false;
+        for part in chunks.chunk_by(|a, b| a.segment == b.segment) {
+            match self.write(&mut flushed, part).map_err(|fatal| self.fail(fatal))? {
+                Written::Durable => {}
+                Written::NoSpace => {
+                    is_full = true;
+                    break;
+                }
+            }
         }
-        self.events.write(&blocks, &checkpoint).map_err(|fatal| self.fail(fatal))?;
-        *flushed = checkpoint;
-        self.state.write().pending.forget(blocks.len());
-        self.durable_applied.store(checkpoint.applied_index, Ordering::Release);
+        self.is_full.store(is_full, Ordering::Release);
+        self.room.notify_all();
         Ok(())
     }
+
+    /// Writes chunks of one segment and makes them durable.
+    fn write(&self, flushed: &mut Flushed, chunks: &[Arc<Chunk>]) -> Result<Written, Fatal> {
+        let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else {
+            return Ok(Written::Durable);
+        };
+        let known = self.state.read().segments.get(first.segment).and_then(|held| {
+            let segment = held.segment.as_ref()?;
+            Some(Arc::clone(segment))
+        });
+        let segment = match known {
+            Some(segment) => segment,
+            None => {
+                // The one before is complete now, and damage in it is damage from here on.
+                self.tell(flushed)?;
+                let path = self.files.segment_path(&first.header);
+                match full(Segment::create(&*self.files.disk, path, first.header), "make")? {
+                    Some(segment) => Arc::new(segment),
+                    None => return Ok(Written::NoSpace),
+                }
+            }
+        };
+        for chunk in chunks {
+            let written = segment.file.write_at(chunk.start.into(), &chunk.bytes);
+            if full(written, "write")?.is_none() {
+                return Ok(Written::NoSpace);
+            }
+        }
+        segment.file.sync_data().map_err(|error| Fatal::io("sync", error))?;
+        if flushed.mark.segment_seq != first.header.seq {
+            self.files.sync_dir().map_err(|error| Fatal::io("sync the directory of", error))?;
+        }
+        flushed.mark = DurableMark {
+            segment_seq: first.header.seq,
+            offset: last.end(),
+            frame_seq: last.last_frame,
+        };
+        flushed.position = last.position;
+        let bytes: usize = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
+        flushed.since_checkpoint += bytes as u64;
+        let mut state = self.state.write();
+        state.segments.written(first.segment, &segment, last.end());
+        state.tail.forget(chunks.len());
+        state.durable_frame = last.last_frame;
+        drop(state);
+        self.durable_applied.store(last.position.applied_index, Ordering::Release);
+        Ok(Written::Durable)
+    }
+
+    /// Writes down how far everything is durable. A hint, so a full disk is no matter.
+    pub(crate) fn tell(&self, flushed: &mut Flushed) -> Result<(), Fatal> {
+        if flushed.told != flushed.mark && self.files.write_state(flushed.mark)? {
+            flushed.told = flushed.mark;
+        }
+        Ok(())
+    }
+}
+
+/// What became of a write.
+enum Written {
+    Durable,
+    /// Nothing is lost, and it can be tried again.
+    NoSpace,
+}
+
+/// Tells a full disk, which is `None`, from one that fails.
+pub(crate) fn full<T>(result: io::Result<T>, op: &'static str) -> Result<Option<T>, Fatal> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_no_space(&error) => Ok(None),
+        Err(error) => Err(Fatal::io(op, error)),
+    }
+}
+
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

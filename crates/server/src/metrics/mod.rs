@@ -71,10 +71,8 @@ async fn write_raft(service: &Service, out: &mut String) -> fmt::Result {
 
 fn write_store(service: &Service, out: &mut String) -> fmt::Result {
     let store = &service.store;
-    if let Ok(bytes) = store.size_bytes() {
-        let what = "Total size of the underlying database physically allocated in bytes.";
-        gauge(out, "etcd_mvcc_db_total_size_in_bytes", what, bytes)?;
-    }
+    let what = "Total size of the underlying database physically allocated in bytes.";
+    gauge(out, "etcd_mvcc_db_total_size_in_bytes", what, store.size_bytes())?;
     let what = "Total size of the underlying database logically in use in bytes.";
     gauge(out, "etcd_mvcc_db_total_size_in_use_in_bytes", what, store.size_in_use_bytes())?;
     let revision = store.revision();

@@ -39,6 +39,8 @@ impl World {
         let options = StoreOptions {
             value_cache_bytes: [0, 300, 20_000, 1 << 20][rng.below(4)],
             pending_bytes_max: [2000, 1 << 20][rng.below(2)],
+            segment_bytes: [1000, 20_000, 1 << 20][rng.below(3)],
+            checkpoint_bytes: [1000, 30_000, 1 << 20][rng.below(3)],
             ..quiet()
         };
         let disk = MemoryDisk::default();

@@ -20,7 +20,7 @@ use crate::support::{
 const DIR: &str = "/kv";
 
 fn open(disk: &MemoryDisk) -> Store {
-    let options = StoreOptions { value_cache_bytes: 500, ..quiet() };
+    let options = StoreOptions { value_cache_bytes: 500, segment_bytes: 4000, ..quiet() };
     Store::open_on(Arc::new(disk.clone()), Path::new(DIR), options).unwrap()
 }
 
@@ -187,12 +187,13 @@ fn what_is_not_whole_is_refused() {
 #[test]
 fn a_later_format_is_named() {
     let store = Store::in_memory(quiet()).unwrap();
+    apply_put(&store, "k", "v");
     let mut later = written(&store);
-    later[8] = 2;
+    later[8] = 3;
     let refused = store.restore((9, 9), &mut &later[..]);
-    assert!(matches!(refused, Err(RestoreError::Version { found: 2 })), "{refused:?}");
+    assert!(matches!(refused, Err(RestoreError::Version { found: 3 })), "{refused:?}");
     let mut unknown = written(&store);
-    unknown[48] = 7;
+    unknown[52] = 7;
     let refused = store.restore((9, 9), &mut &unknown[..]).unwrap_err();
     assert_eq!(refused.to_string(), "the snapshot is damaged: a part of it is of an unknown kind");
 }

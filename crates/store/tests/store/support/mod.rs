@@ -40,6 +40,7 @@ pub(crate) fn apply(store: &Store, request: &Request) -> Result<Response, &'stat
 
 /// Compacts until nothing is left to do.
 pub(crate) fn compact_fully(store: &Store) {
+    store.flush().unwrap(); // what allows it has to be durable
     while store.compact_step().unwrap() {}
 }
 
