@@ -49,6 +49,11 @@ impl Compaction {
         self.done
     }
 
+    /// Whether records are moving.
+    pub(crate) fn is_rewriting(&self) -> bool {
+        self.rewrite.is_some()
+    }
+
     /// The state was replaced: nothing of it remains to be compacted.
     pub(crate) fn give_up(&mut self) {
         *self = Self::new(i64::MAX);

@@ -151,6 +151,16 @@ impl Files {
         self.dir.join(format!("{:08x}-{frame_seq:016x}.{CHECKPOINT}", self.epoch))
     }
 
+    /// The checkpoints that are there.
+    pub(crate) fn checkpoints(&self) -> io::Result<Vec<PathBuf>> {
+        let prefix = format!("{:08x}-", self.epoch);
+        let names = self.disk.list(&self.dir)?.into_iter().filter(|name| {
+            let is_ours = name.to_str().is_some_and(|name| name.starts_with(&prefix));
+            is_ours && has_extension(name, CHECKPOINT)
+        });
+        Ok(names.map(|name| self.dir.join(name)).collect())
+    }
+
     /// Where a file is while it is being made.
     pub(crate) fn temporary(path: &Path) -> PathBuf {
         path.with_added_extension(TEMPORARY)

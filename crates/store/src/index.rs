@@ -338,7 +338,8 @@ impl KeyIndex {
     }
 
     /// Adds a version as it was written once, without its value. Versions of a key come in
-    /// order; one that is known already is left as it is.
+    /// order. Of one that is known already the place is noted, which may be another; an older
+    /// one that is not known is dead.
     pub(crate) fn replay(&mut self, key: &[u8], version: &Version, place: Place) {
         match self.keys.get_mut(key) {
             Some(entry) if entry.newest.at() < version.at => {
@@ -346,10 +347,32 @@ impl KeyIndex {
                 entry.push(version, place);
                 entry.hot = None;
             }
-            Some(_) => {}
+            Some(entry) => {
+                if let Some(known) = entry.place_of(version.at) {
+                    entry.move_record(version.at, known, place);
+                }
+            }
             None => {
                 self.keys.insert(key.into(), KeyEntry::new(version, place, None));
             }
+        }
+    }
+
+    /// The keys after `cursor`, in order.
+    pub(crate) fn after(&self, cursor: Option<&[u8]>) -> Range<'_, Key, KeyEntry> {
+        let start = cursor.map_or(Bound::Unbounded, Bound::Excluded);
+        self.keys.range::<[u8], _>((start, Bound::Unbounded))
+    }
+
+    /// Forgets all that is dead by `compact_revision`, without counting it.
+    pub(crate) fn compact_all(&mut self, compact_revision: i64) {
+        let (mut cursor, dead) = (None, &mut Vec::new());
+        loop {
+            cursor = self.compact(cursor.as_deref(), usize::MAX, compact_revision, dead);
+            if cursor.is_none() {
+                return;
+            }
+            dead.clear();
         }
     }
 

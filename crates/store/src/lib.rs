@@ -64,6 +64,7 @@ mod store;
 mod tail;
 mod txn;
 mod validate;
+mod varint;
 mod writer;
 
 pub use bytes::Bytes;

@@ -1,19 +1,21 @@
 //! Opening a store: which segments count, where they end, and the index over them.
 //!
-//! Segments are read in the order of history and every frame is verified. The first frame that
-//! is broken is judged: at a place that was known to be durable it is damage, and the store is
-//! not opened; at the very end of history, where a crash may have torn what nobody was promised,
-//! it is cut. The replicated log has what was cut.
+//! Frames are read in the order of history, after the newest checkpoint of the index or, without
+//! one, from the beginning; each is verified. The first frame that is broken is judged: at a
+//! place that was known to be durable it is damage, and the store is not opened; at the very end
+//! of history, where a crash may have torn what nobody was promised, it is cut. The replicated
+//! log has what was cut.
 //!
 //! Events lie in the order of revisions and the index is in the order of keys: they are
 //! collected, sorted by both processors, and the map is built from its leaves up.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, iter::Peekable, path::PathBuf, sync::Arc, thread, vec};
 
 use crate::{
+    checkpoint::{Loaded, load},
     error::{Fatal, OpenError},
     files::{DurableMark, Files, Found},
-    frame::{FRAME_HEADER_BYTES, Position, find_proof},
+    frame::{FRAME_HEADER_BYTES, FrameHeader, Position, find_proof},
     index::{KeyEntry, KeyIndex, Older},
     key::Key,
     record::Version,
@@ -45,13 +47,25 @@ type Collected = (Key, Version, Place);
 /// The state that the files hold.
 pub(crate) fn recover(found: Found, options: StoreOptions) -> Result<Opened, OpenError> {
     let chain = Chain::choose(&found)?;
-    let read = chain.read(found.mark, &found.files)?;
-    let opened = read.open(found.files, options)?;
-    for path in found.checkpoints.values() {
-        // Nobody reads it.
-        drop(opened.files.remove(path));
-    }
-    Ok(opened)
+    let threads = if options.background { 2 } else { 1 };
+    let Found { files, mark, checkpoints, .. } = found;
+    let newest = checkpoints.values().next_back();
+    let loaded = newest.and_then(|path| {
+        load(&files, path, threads, &|seq, generation, end| chain.number(seq, generation, end))
+    });
+    let with_checkpoint = match loaded.filter(|loaded| chain.reaches(&loaded.mark)) {
+        Some(mut loaded) => {
+            let entries = std::mem::take(&mut loaded.entries);
+            let read = chain.read(mark, &files, Some(&loaded), threads)?;
+            read.open(&files, &options, Some(entries))
+        }
+        None => None,
+    };
+    let opened = match with_checkpoint {
+        Some(opened) => Some(opened),
+        None => chain.read(mark, &files, None, threads)?.open(&files, &options, None),
+    };
+    Ok(opened.expect("every event that was read has its place"))
 }
 
 /// The segments that count, in the order of history.
@@ -113,71 +127,201 @@ impl Chain {
         Ok(())
     }
 
-    /// Reads all frames.
-    fn read(self, mark: DurableMark, files: &Files) -> Result<Read, OpenError> {
-        let mut read = Read::default();
-        let count = self.segments.len();
-        for (at, segment) in self.segments.into_iter().enumerate() {
-            let number = u32::try_from(at).expect("fewer files than that") + 1;
-            if segment.header.prev_frame_seq != read.frame_seq {
-                let what = "frames before it are missing";
-                return Err(OpenError::damaged(&segment.path, 0, what));
+    /// The number of a segment of this generation and at least this length, or 0.
+    fn number(&self, seq: u64, generation: u32, end: u64) -> u32 {
+        let found = self.segments.binary_search_by_key(&seq, |segment| segment.header.seq);
+        let Ok(at) = found else { return 0 };
+        let segment = &self.segments[at];
+        let is_long_enough = segment.file.len().is_ok_and(|len| end <= len);
+        let is_it = segment.header.generation == generation && is_long_enough;
+        if is_it { number_of(at) } else { 0 }
+    }
+
+    /// Whether history goes as far as `mark`.
+    fn reaches(&self, mark: &DurableMark) -> bool {
+        let last = self.segments.last().map_or(0, |last| last.header.last_seq);
+        mark.segment_seq <= last
+    }
+
+    /// Reads all frames that are not in a checkpoint.
+    fn read(
+        &self,
+        mark: DurableMark,
+        files: &Files,
+        loaded: Option<&Loaded>,
+        threads: usize,
+    ) -> Result<Read, OpenError> {
+        let jobs: Vec<Job<'_>> = (0..self.segments.len()).map(|at| self.job(at, loaded)).collect();
+        let scanned = scan_all(&jobs, threads);
+        let begin = loaded.map(|loaded| (loaded.mark.frame_seq, loaded.position));
+        let (frame_seq, position) = begin.unwrap_or_default();
+        let mut read = Read { frame_seq, position, ..Read::default() };
+        let mut before = Some(0);
+        let count = jobs.len();
+        for (at, (job, scanned)) in jobs.into_iter().zip(scanned).enumerate() {
+            let segment = job.segment;
+            if before.is_some_and(|before| before != segment.header.prev_frame_seq) {
+                return Err(OpenError::damaged(&segment.path, 0, "frames before it are missing"));
             }
-            let is_last = at + 1 == count;
-            let end = read.segment(number, &segment, is_last, mark, files)?;
-            read.segments.push((number, segment, end));
+            let scanned = scanned.map_err(|e| OpenError::from_fatal(&segment.path, e))?;
+            before = scanned.last.map(|(seq, _)| seq).or(job.after_seq);
+            read.scanned_bytes += job.from.map_or(0, |from| scanned.len.saturating_sub(from));
+            read.add(segment, scanned, at + 1 == count, mark, files)?;
         }
         if read.frame_seq < mark.frame_seq {
-            let path = read.segments.last().map_or_else(PathBuf::new, |last| last.1.path.clone());
+            let path = read.segments.last().map_or_else(PathBuf::new, |last| last.0.path.clone());
             return Err(OpenError::damaged(&path, 0, "frames that were durable are missing"));
         }
         Ok(read)
+    }
+
+    /// What has to be read of a segment.
+    fn job(&self, at: usize, loaded: Option<&Loaded>) -> Job<'_> {
+        let segment = &self.segments[at];
+        let header = &segment.header;
+        let number = number_of(at);
+        let whole = Job {
+            segment,
+            number,
+            from: Some(SEGMENT_HEADER_BYTES as u64),
+            after_seq: Some(header.prev_frame_seq),
+        };
+        let Some(loaded) = loaded else { return whole };
+        let known = loaded.segments.get(&header.seq);
+        let is_known = known.is_some_and(|(generation, _)| *generation == header.generation);
+        let Loaded { mark, .. } = loaded;
+        if !is_known || mark.segment_seq < header.seq {
+            whole
+        } else if mark.segment_seq <= header.last_seq {
+            Job { from: Some(mark.offset), after_seq: Some(mark.frame_seq), ..whole }
+        } else {
+            Job { from: None, after_seq: None, ..whole }
+        }
+    }
+}
+
+fn number_of(at: usize) -> u32 {
+    u32::try_from(at).expect("fewer files than that") + 1
+}
+
+/// A segment that is to be read.
+#[derive(Clone, Copy, Debug)]
+struct Job<'a> {
+    segment: &'a Arc<Segment>,
+    number: u32,
+    /// None if all of it is in the checkpoint.
+    from: Option<u64>,
+    /// The last frame before that, if it is known.
+    after_seq: Option<u64>,
+}
+
+/// What a segment holds.
+#[derive(Debug, Default)]
+struct Scanned {
+    versions: Vec<Collected>,
+    /// The last frame that is intact, and the state after it.
+    last: Option<(u64, Position)>,
+    len: u64,
+    /// Where a frame is broken, and how.
+    broken: Option<(u64, &'static str)>,
+}
+
+/// Reads segments, on as many threads.
+fn scan_all(jobs: &[Job<'_>], threads: usize) -> Vec<Result<Scanned, Fatal>> {
+    let share = jobs.len().div_ceil(threads).max(1);
+    if threads <= 1 || jobs.len() <= 1 {
+        return jobs.iter().map(Job::scan).collect();
+    }
+    thread::scope(|scope| {
+        let running: Vec<_> = jobs
+            .chunks(share)
+            .map(|jobs| scope.spawn(|| jobs.iter().map(Job::scan).collect::<Vec<_>>()))
+            .collect();
+        running.into_iter().flat_map(|share| share.join().expect("a scan does not panic")).collect()
+    })
+}
+
+impl Job<'_> {
+    fn scan(&self) -> Result<Scanned, Fatal> {
+        let segment = self.segment;
+        let len = segment.file.len().map_err(|error| segment.unreadable(0, &error))?;
+        let mut scanned = Scanned { len, ..Scanned::default() };
+        let Some(from) = self.from else { return Ok(scanned) };
+        let mut last = self.after_seq.unwrap_or_default();
+        let mut scan = segment.scan(from, len);
+        loop {
+            match scan.step()? {
+                Step::Frame(offset, header, frame) => {
+                    if header.seq <= last {
+                        return Err(segment.damaged(offset, "a frame is out of order"));
+                    }
+                    last = header.seq;
+                    scanned.last = Some((last, header.position));
+                    scanned.collect(segment, (self.number, offset), &header, frame)?;
+                }
+                Step::End => return Ok(scanned),
+                Step::Broken(offset, what) => {
+                    scanned.broken = Some((offset, what));
+                    return Ok(scanned);
+                }
+            }
+        }
+    }
+}
+
+impl Scanned {
+    fn collect(
+        &mut self,
+        segment: &Segment,
+        (number, offset): (u32, u64),
+        header: &FrameHeader,
+        frame: &[u8],
+    ) -> Result<(), Fatal> {
+        let mut at = offset + FRAME_HEADER_BYTES as u64;
+        for item in header.records(frame) {
+            let (event, record) = item.map_err(|what| segment.damaged(at, what))?;
+            let place = place_of(number, at, record.len());
+            let place = place.ok_or_else(|| segment.damaged(at, "it lies too far away"))?;
+            self.versions.push((event.key.into(), event.version, place));
+            at += record.len() as u64;
+        }
+        Ok(())
     }
 }
 
 /// What was read.
 #[derive(Debug, Default)]
 struct Read {
-    /// With their numbers and ends.
-    segments: Vec<(u32, Arc<Segment>, u64)>,
-    versions: Vec<Collected>,
+    /// With their ends.
+    segments: Vec<(Arc<Segment>, u64)>,
+    /// In the order of history, segment by segment.
+    versions: Vec<Vec<Collected>>,
     /// The last frame, and the state after it.
     frame_seq: u64,
     position: Position,
+    /// The length of what was not in a checkpoint.
+    scanned_bytes: u64,
 }
 
 impl Read {
-    /// Reads a segment. Returns where it ends.
-    fn segment(
+    /// Adds the next segment, and judges where it is broken.
+    fn add(
         &mut self,
-        number: u32,
-        segment: &Segment,
+        segment: &Arc<Segment>,
+        scanned: Scanned,
         is_last: bool,
         mark: DurableMark,
         files: &Files,
-    ) -> Result<u64, OpenError> {
+    ) -> Result<(), OpenError> {
         let fatal = |fatal| OpenError::from_fatal(&segment.path, fatal);
-        let len = segment.file.len();
-        let len = len.map_err(|error| OpenError::unreadable(&segment.path, 0, &error))?;
-        let mut scan = segment.scan(SEGMENT_HEADER_BYTES as u64, len);
-        let broken = loop {
-            match scan.step().map_err(fatal)? {
-                Step::Frame(offset, header, frame) => {
-                    if header.seq <= self.frame_seq {
-                        let what = "a frame is out of order";
-                        return Err(fatal(segment.damaged(offset, what)));
-                    }
-                    (self.frame_seq, self.position) = (header.seq, header.position);
-                    self.collect(segment, number, offset, &header, frame).map_err(fatal)?;
-                }
-                Step::End => break None,
-                Step::Broken(offset, what) => break Some((offset, what)),
-            }
-        };
+        let Scanned { versions, last, len, broken } = scanned;
+        if let Some((seq, position)) = last.filter(|(seq, _)| self.frame_seq < *seq) {
+            (self.frame_seq, self.position) = (seq, position);
+        }
         let end = broken.map_or(len, |(offset, _)| offset);
         let durable_end = match mark.segment_seq {
-            seq if seq == segment.header.seq => mark.offset,
-            seq if segment.header.seq < seq => u64::MAX,
+            seq if seq == segment.header.last_seq => mark.offset,
+            seq if segment.header.last_seq < seq => u64::MAX,
             _ => 0,
         };
         if let Some((offset, what)) = broken {
@@ -189,7 +333,9 @@ impl Read {
         if is_last && (end < len || durable_end < end) {
             settle(segment, durable_end.min(end), end, files).map_err(fatal)?;
         }
-        Ok(end)
+        self.segments.push((Arc::clone(segment), end));
+        self.versions.push(versions);
+        Ok(())
     }
 
     /// Whether a later frame proves that the one at `offset`, which is broken, was durable.
@@ -212,76 +358,76 @@ impl Read {
         }
     }
 
-    fn collect(
-        &mut self,
-        segment: &Segment,
-        number: u32,
-        offset: u64,
-        header: &crate::frame::FrameHeader,
-        frame: &[u8],
-    ) -> Result<(), Fatal> {
-        let mut at = offset + FRAME_HEADER_BYTES as u64;
-        for item in header.records(frame) {
-            let (event, record) = item.map_err(|what| segment.damaged(at, what))?;
-            let place = place_of(number, at, record.len());
-            let place = place.ok_or_else(|| segment.damaged(at, "it lies too far away"))?;
-            self.versions.push((event.key.into(), event.version, place));
-            at += record.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Builds the state.
-    fn open(mut self, files: Files, options: StoreOptions) -> Result<Opened, OpenError> {
-        let position = self.position;
-        sort(&mut self.versions);
-        let mut index =
-            KeyIndex::from_sorted(Entries::new(self.versions), options.value_cache_bytes);
-        let mut segments = Segments::default();
-        for (number, segment, end) in &self.segments {
-            segments.insert(*number, Held::on_disk(Arc::clone(segment), *end));
-        }
-        let mut cursor = None;
-        loop {
-            let dead = &mut Vec::new();
-            cursor = index.compact(cursor.as_deref(), 4096, position.compact_revision, dead);
-            if cursor.is_none() {
-                break;
-            }
-        }
-        index.places(&mut |place| segments.revive(place));
-        let last = (self.frame_seq, position);
-        let mut mark = DurableMark { frame_seq: self.frame_seq, ..DurableMark::default() };
-        let tail = match self.segments.last() {
-            Some((number, segment, end)) => {
-                let header = segment.header;
-                (mark.segment_seq, mark.offset) = (header.last_seq, *end);
-                let is_open = header.generation == 0 && *end < options.segment_bytes;
-                match u32::try_from(*end) {
-                    Ok(end) if is_open => {
-                        let at = (*number, header, end);
-                        Tail::new(files.clone(), at, last, options.segment_bytes)
-                    }
-                    _ => {
-                        let after = (header.last_seq, number + 1);
-                        Tail::fresh(files.clone(), after, last, options.segment_bytes)
-                    }
+    /// Builds the state, on top of what a checkpoint holds. `None` if that points to what is
+    /// not there.
+    fn open(
+        self,
+        files: &Files,
+        options: &StoreOptions,
+        entries: Option<Vec<Vec<(Key, KeyEntry)>>>,
+    ) -> Option<Opened> {
+        let Self { segments: read, versions, frame_seq, position, scanned_bytes } = self;
+        let cache = options.value_cache_bytes;
+        let mut index = match entries {
+            Some(entries) => {
+                let mut index = KeyIndex::from_sorted(entries.into_iter().flatten(), cache);
+                for (key, version, place) in versions.iter().flatten() {
+                    index.replay(key, version, *place);
                 }
+                index
             }
-            None => Tail::fresh(files.clone(), (0, 1), last, options.segment_bytes),
+            None => KeyIndex::from_sorted(sorted(versions, options.background), cache),
         };
+        index.compact_all(position.compact_revision);
+        let mut segments = Segments::default();
+        for (at, (segment, end)) in read.iter().enumerate() {
+            segments.insert(number_of(at), Held::on_disk(Arc::clone(segment), *end));
+        }
+        let mut is_complete = true;
+        index.places(&mut |place| match place.segment {
+            0 => is_complete = false,
+            _ => segments.revive(place),
+        });
+        if !is_complete {
+            return None;
+        }
+        let (tail, mark) = tail_after(files, &read, (frame_seq, position), options.segment_bytes);
         let state = State {
             index,
             tail,
             segments,
             position,
-            durable_frame: self.frame_seq,
+            durable_frame: frame_seq,
             answer_bytes_max: crate::measure::ANSWER_BYTES_MAX,
         };
         let told = DurableMark::default();
-        let flushed = Flushed { position, mark, told, since_checkpoint: 0 };
-        Ok(Opened { files, state, flushed, walked: position.compact_revision, options })
+        let flushed = Flushed { position, mark, told, since_checkpoint: scanned_bytes };
+        let (files, options) = (files.clone(), options.clone());
+        Some(Opened { files, state, flushed, walked: position.compact_revision, options })
     }
+}
+
+/// What follows the segments that were read: the rest of the last one, or a new one.
+fn tail_after(
+    files: &Files,
+    read: &[(Arc<Segment>, u64)],
+    last: (u64, Position),
+    segment_bytes: u64,
+) -> (Tail, DurableMark) {
+    let frame_seq = last.0;
+    let Some((segment, end)) = read.last() else {
+        let mark = DurableMark { frame_seq, ..DurableMark::default() };
+        return (Tail::fresh(files.clone(), (0, 1), last, segment_bytes), mark);
+    };
+    let header = segment.header;
+    let mark = DurableMark { segment_seq: header.last_seq, offset: *end, frame_seq };
+    let number = number_of(read.len() - 1);
+    let is_open = header.generation == 0 && *end < segment_bytes;
+    let tail = match u32::try_from(*end) {
+        Ok(end) if is_open => Tail::new(files.clone(), (number, header, end), last, segment_bytes),
+        _ => Tail::fresh(files.clone(), (header.last_seq, number + 1), last, segment_bytes),
+    };
+    (tail, mark)
 }
 
 /// Where a record lies, if a place can say so.
@@ -306,21 +452,49 @@ fn settle(segment: &Segment, from: u64, end: u64, files: &Files) -> Result<(), F
     files.sync_dir().map_err(io)
 }
 
-/// Sorts by key and revision.
-fn sort(versions: &mut [Collected]) {
-    versions.sort_unstable_by(|(a_key, a, _), (b_key, b, _)| {
-        a_key.cmp(b_key).then_with(|| a.at.cmp(&b.at))
-    });
+/// Entries from the versions of segments.
+fn sorted(
+    mut segments: Vec<Vec<Collected>>,
+    may_use_threads: bool,
+) -> impl Iterator<Item = (Key, KeyEntry)> {
+    let second: Vec<Collected> =
+        segments.split_off(segments.len() / 2).into_iter().flatten().collect();
+    let first: Vec<Collected> = segments.into_iter().flatten().collect();
+    let (first, second) = if may_use_threads {
+        thread::scope(|scope| {
+            let first = scope.spawn(|| sort(first));
+            (sort(second), first.join().expect("sorting does not panic"))
+        })
+    } else {
+        (sort(first), sort(second))
+    };
+    Entries { first: first.into_iter().peekable(), second: second.into_iter().peekable() }
 }
 
-/// Entries from sorted versions.
+/// Sorts by key and revision.
+fn sort(mut versions: Vec<Collected>) -> Vec<Collected> {
+    versions.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
+    versions
+}
+
+fn order((key, version, _): &Collected) -> (&Key, crate::record::Revision) {
+    (key, version.at)
+}
+
+/// Entries from two sorted lists of versions.
 struct Entries {
-    versions: std::iter::Peekable<std::vec::IntoIter<Collected>>,
+    first: Peekable<vec::IntoIter<Collected>>,
+    second: Peekable<vec::IntoIter<Collected>>,
 }
 
 impl Entries {
-    fn new(versions: Vec<Collected>) -> Self {
-        Self { versions: versions.into_iter().peekable() }
+    fn next_version(&mut self, key: Option<&Key>) -> Option<Collected> {
+        let from = match (self.first.peek(), self.second.peek()) {
+            (Some(a), Some(b)) if order(b) < order(a) => &mut self.second,
+            (Some(_), _) => &mut self.first,
+            (None, _) => &mut self.second,
+        };
+        from.next_if(|(next, ..)| key.is_none_or(|key| next == key))
     }
 }
 
@@ -328,9 +502,9 @@ impl Iterator for Entries {
     type Item = (Key, KeyEntry);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (key, mut newest, mut place) = self.versions.next()?;
+        let (key, mut newest, mut place) = self.next_version(None)?;
         let mut older = Vec::new();
-        while let Some((_, version, at)) = self.versions.next_if(|(next, ..)| *next == key) {
+        while let Some((_, version, at)) = self.next_version(Some(&key)) {
             older.push(Older::new(newest.at, place, newest.is_tombstone()));
             (newest, place) = (version, at);
         }

@@ -398,14 +398,8 @@ impl Builder {
         }
         self.files.sync_dir().map_err(failed)?;
         let compact_revision = position.compact_revision;
-        let (mut index, mut cursor) = (self.index, None);
-        loop {
-            let dead = &mut Vec::new();
-            cursor = index.compact(cursor.as_deref(), 4096, compact_revision, dead);
-            if cursor.is_none() {
-                break;
-            }
-        }
+        let mut index = self.index;
+        index.compact_all(compact_revision);
         index.places(&mut |place| self.segments.revive(place));
         let state = State {
             index,

@@ -47,6 +47,11 @@ impl Segments {
         self.held.get(&number)
     }
 
+    /// The place in history of a segment that is known.
+    pub(crate) fn seq(&self, number: u32) -> u64 {
+        self.get(number).map_or(0, |held| held.header.seq)
+    }
+
     /// The file in which a record lies that is not in memory.
     pub(crate) fn file(&self, place: Place) -> Option<&Arc<Segment>> {
         self.get(place.segment)?.segment.as_ref()
