@@ -45,7 +45,7 @@ pub(crate) struct Opened {
 type Collected = (Key, Version, Place);
 
 /// The state that the files hold.
-pub(crate) fn recover(found: Found, options: StoreOptions) -> Result<Opened, OpenError> {
+pub(crate) fn recover(found: Found, options: &StoreOptions) -> Result<Opened, OpenError> {
     let chain = Chain::choose(&found)?;
     let threads = if options.background { 2 } else { 1 };
     let Found { files, mark, checkpoints, .. } = found;
@@ -57,13 +57,13 @@ pub(crate) fn recover(found: Found, options: StoreOptions) -> Result<Opened, Ope
         Some(mut loaded) => {
             let entries = std::mem::take(&mut loaded.entries);
             let read = chain.read(mark, &files, Some(&loaded), threads)?;
-            read.open(&files, &options, Some(entries))
+            read.open(&files, options, Some(entries))
         }
         None => None,
     };
     let opened = match with_checkpoint {
         Some(opened) => Some(opened),
-        None => chain.read(mark, &files, None, threads)?.open(&files, &options, None),
+        None => chain.read(mark, &files, None, threads)?.open(&files, options, None),
     };
     Ok(opened.expect("every event that was read has its place"))
 }

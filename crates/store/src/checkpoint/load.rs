@@ -18,13 +18,16 @@ use crate::{
 /// No block is longer than this: what claims to be is damaged.
 const BLOCK_BYTES_MAX: u64 = 1 << 30;
 
+/// Segments by their place in history: the generation and the end of each.
+type SegmentEnds = BTreeMap<u64, (u32, u64)>;
+
 /// The index, and how far history is in it.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) mark: DurableMark,
     pub(crate) position: Position,
-    /// The generation and the end of each segment that it points to.
-    pub(crate) segments: BTreeMap<u64, (u32, u64)>,
+    /// Those that it points to.
+    pub(crate) segments: SegmentEnds,
     /// Blocks of entries, in the order of keys. Places name segments by `seq`.
     pub(crate) entries: Vec<Vec<(Key, KeyEntry)>>,
 }
@@ -140,7 +143,7 @@ fn read_block(file: &dyn DiskFile, block: &BlockAt) -> Option<Vec<u8>> {
     (crc == block.crc).then_some(content)
 }
 
-fn decode_footer(content: &[u8]) -> Option<(u64, BTreeMap<u64, (u32, u64)>)> {
+fn decode_footer(content: &[u8]) -> Option<(u64, SegmentEnds)> {
     let mut reader = ByteReader::new(content);
     let keys = varint::take(&mut reader)?;
     let count = varint::take(&mut reader)?;

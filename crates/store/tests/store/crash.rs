@@ -127,11 +127,9 @@ fn a_flipped_bit_in_an_event_is_never_served() {
     let needle = b"key-of-the-record";
     let places: Vec<usize> =
         (0..file.len() - needle.len()).filter(|at| file[*at..].starts_with(needle)).collect();
-    let is_refused_with = |offset: usize, bit: usize| {
-        disk.flip(Path::new(FILE), offset, bit);
-        let outcome = open(&disk);
-        disk.flip(Path::new(FILE), offset, bit);
-        match outcome {
+    let is_refused_with = |byte: usize, bit: usize| {
+        disk.flip(Path::new(FILE), byte, bit);
+        let is_refused = match open(&disk) {
             Err(OpenError::Damaged { .. }) => true,
             Err(other) => panic!("{other:?}"),
             // A start reads what a checkpoint does not have; this is found when it is read.
@@ -141,9 +139,11 @@ fn a_flipped_bit_in_an_event_is_never_served() {
                     assert!(0 < offset && store.check().is_err());
                     true
                 }
-                other => panic!("a damaged record was served: {other:?}"),
+                other => panic!("bit {bit} of byte {byte} was served: {other:?}"),
             },
-        }
+        };
+        disk.flip(Path::new(FILE), byte, bit);
+        is_refused
     };
     let len = 52 + needle.len() + "value-of-the-record".len();
     let mut in_use = 0;
@@ -179,14 +179,16 @@ fn lost_files_are_noticed() {
         names.iter().filter(|path| path.extension().is_some_and(|e| e == "seg")).collect();
     assert!(3 < segments.len(), "{names:?}");
     for path in segments {
-        let content = std::fs::read(path).unwrap();
-        std::fs::remove_file(path).unwrap();
+        let aside = path.with_extension("aside");
+        std::fs::rename(path, &aside).unwrap();
         let opened = Store::open(dir.path(), options.clone());
         assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{path:?}");
-        std::fs::write(path, &content[..content.len() - 8]).unwrap();
+        std::fs::copy(&aside, path).unwrap();
+        let file = RealDisk.open(path).unwrap();
+        file.set_len(file.len().unwrap() - 8).unwrap();
         let opened = Store::open(dir.path(), options.clone());
         assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{path:?} cut");
-        std::fs::write(path, content).unwrap();
+        std::fs::rename(&aside, path).unwrap();
     }
     Store::open(dir.path(), options).unwrap();
 }
