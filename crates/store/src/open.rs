@@ -45,7 +45,7 @@ pub(crate) struct Opened {
 type Collected = (Key, Version, Place);
 
 /// The state that the files hold.
-pub(crate) fn recover(found: Found, options: &StoreOptions) -> Result<Opened, OpenError> {
+pub(crate) fn recover(found: Found, options: StoreOptions) -> Result<Opened, OpenError> {
     let chain = Chain::choose(&found)?;
     let threads = if options.background { 2 } else { 1 };
     let Found { files, mark, checkpoints, .. } = found;
@@ -57,15 +57,17 @@ pub(crate) fn recover(found: Found, options: &StoreOptions) -> Result<Opened, Op
         Some(mut loaded) => {
             let entries = std::mem::take(&mut loaded.entries);
             let read = chain.read(mark, &files, Some(&loaded), threads)?;
-            read.open(&files, options, Some(entries))
+            read.open(&files, &options, Some(entries))
         }
         None => None,
     };
-    let opened = match with_checkpoint {
-        Some(opened) => Some(opened),
-        None => chain.read(mark, &files, None, threads)?.open(&files, options, None),
+    let built = match with_checkpoint {
+        Some(built) => Some(built),
+        None => chain.read(mark, &files, None, threads)?.open(&files, &options, None),
     };
-    Ok(opened.expect("every event that was read has its place"))
+    let (state, flushed) = built.expect("every event that was read has its place");
+    let walked = state.position.compact_revision;
+    Ok(Opened { files, state, flushed, walked, options })
 }
 
 /// The segments that count, in the order of history.
@@ -365,7 +367,7 @@ impl Read {
         files: &Files,
         options: &StoreOptions,
         entries: Option<Vec<Vec<(Key, KeyEntry)>>>,
-    ) -> Option<Opened> {
+    ) -> Option<(State, Flushed)> {
         let Self { segments: read, versions, frame_seq, position, scanned_bytes } = self;
         let cache = options.value_cache_bytes;
         let mut index = match entries {
@@ -402,8 +404,7 @@ impl Read {
         };
         let told = DurableMark::default();
         let flushed = Flushed { position, mark, told, since_checkpoint: scanned_bytes };
-        let (files, options) = (files.clone(), options.clone());
-        Some(Opened { files, state, flushed, walked: position.compact_revision, options })
+        Some((state, flushed))
     }
 }
 

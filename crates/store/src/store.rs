@@ -175,7 +175,7 @@ impl Store {
         options: StoreOptions,
     ) -> Result<Self, OpenError> {
         let found = Files::open(disk, path, options.secret)?;
-        let opened = crate::open::recover(found, &options)?;
+        let opened = crate::open::recover(found, options)?;
         Self::start(opened)
             .map_err(|error| OpenError::Io { path: path.to_owned(), source: Arc::new(error) })
     }

@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 use crate::support::{
     self, apply_put, disk::MemoryDisk, generate, model::Model, put, quiet, range, read, rng::Rng,
 };
+use kontiki_disk::{Disk, RealDisk};
 use kontiki_store::{
     Fatal, OpenError, RangeRequest, Request, Response, Store, StoreError, StoreOptions,
 };
