@@ -5,6 +5,7 @@ use crate::{
     frame::FrameHeader,
     history::History,
     read::readable,
+    record::Event,
     response::HashKv,
     store::{Shared, Store},
 };
@@ -40,6 +41,16 @@ impl Store {
             hash_revision: at,
             revision: history.position.revision,
         })
+    }
+}
+
+impl Shared {
+    /// Whether history needs an event that is not after the compact revision.
+    pub(crate) fn retains(&self, event: &Event<'_>) -> Result<bool, Fatal> {
+        let state = self.read_state()?;
+        let compact_revision = state.position.compact_revision;
+        let entry = state.index.get(event.key);
+        Ok(entry.is_some_and(|key| key.retains(event.version.at, compact_revision)))
     }
 }
 

@@ -69,6 +69,7 @@ mod writer;
 
 pub use bytes::Bytes;
 pub use error::{DecodeError, Fatal, OpenError, RequestError, StoreError};
+pub use history::StoredEvent;
 pub use request::{
     CompactRequest, Compare, CompareResult, CompareTarget, DeleteRangeRequest, PutRequest,
     RangeRequest, Request, RequestOp, SortOrder, SortTarget, TxnRequest,

@@ -394,7 +394,7 @@ impl Builder {
             self.segments.insert(chunk.segment, Held::on_disk(Arc::new(made), chunk.end()));
             mark.segment_seq = chunk.header.seq;
             (mark.offset, mark.frame_seq) = (chunk.end(), chunk.last_frame);
-            tail.forget(1);
+            drop(tail.forget(1));
         }
         self.files.sync_dir().map_err(failed)?;
         let compact_revision = position.compact_revision;

@@ -194,11 +194,12 @@ impl Tail {
         self.sealed.iter().cloned().collect()
     }
 
-    /// Drops the oldest `chunks`: they are on disk.
-    pub(crate) fn forget(&mut self, chunks: usize) {
-        for chunk in self.sealed.drain(..chunks) {
-            self.bytes -= chunk.bytes.len();
-        }
+    /// Gives the oldest `chunks` away: they are on disk. To free them takes longer than the
+    /// lock should be held.
+    pub(crate) fn forget(&mut self, chunks: usize) -> Vec<Arc<Chunk>> {
+        let forgotten: Vec<_> = self.sealed.drain(..chunks).collect();
+        self.bytes -= forgotten.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
+        forgotten
     }
 
     /// The event at `place`, if it is not on disk yet. `None` says that a file has it.

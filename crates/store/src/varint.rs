@@ -5,15 +5,24 @@ use kontiki_disk::ByteReader;
 
 /// Appends a number.
 pub(crate) fn put(out: &mut Vec<u8>, mut number: u64) {
-    loop {
+    if let (Ok(byte), true) = (u8::try_from(number), number < 0x80) {
+        out.push(byte); // most of them
+        return;
+    }
+    let mut bytes = [0; 10];
+    let mut len = 0_usize;
+    for byte in &mut bytes {
         let [low, ..] = number.to_le_bytes();
         number >>= 7;
+        len = len.saturating_add(1);
         if number == 0 {
-            out.push(low & 0x7F);
-            return;
+            *byte = low & 0x7F;
+            break;
         }
-        out.push(low | 0x80);
+        *byte = low | 0x80;
     }
+    let (used, _) = bytes.split_at(len);
+    out.extend_from_slice(used);
 }
 
 /// Takes a number. `None` if there is none that is whole.

@@ -198,9 +198,10 @@ impl Shared {
         flushed.since_checkpoint += bytes as u64;
         let mut state = self.state.write();
         state.segments.written(first.segment, &segment, last.end());
-        state.tail.forget(chunks.len());
+        let forgotten = state.tail.forget(chunks.len());
         state.durable_frame = last.last_frame;
         drop(state);
+        drop(forgotten);
         self.durable_applied.store(last.position.applied_index, Ordering::Release);
         Ok(Written::Durable)
     }
