@@ -17,10 +17,8 @@ use std::{
         btree_map::{Entry, Range, RangeMut},
     },
     ops::Bound,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU32, Ordering},
 };
-
-use bytes::Bytes;
 
 use crate::{
     key::Key,
@@ -29,8 +27,8 @@ use crate::{
     segment::Place,
 };
 
-/// What a value in memory costs beyond its bytes: headers of the allocator and of `Bytes`.
-const VALUE_OVERHEAD: usize = 112;
+/// What a value in memory costs beyond its bytes: the header of the allocator, and rounding.
+const VALUE_OVERHEAD: usize = 16;
 
 /// How many keys one call of [`KeyIndex::evict`] looks at: a bound on the time that the lock
 /// is held, well above the number of puts in a batch. A guess.
@@ -51,32 +49,29 @@ pub(crate) struct KeyIndex {
 #[derive(Debug)]
 pub(crate) struct KeyEntry {
     newest: Newest,
-    /// The value of `newest`, if it is in memory. Never of a tombstone.
-    hot: Option<Box<Hot>>,
+    /// The value of `newest`, if it is in memory. Never of a tombstone. A copy of its own: what
+    /// came with a command may be a part of something much larger.
+    hot: Option<Box<[u8]>>,
     /// What few keys have.
     more: Option<Box<More>>,
 }
 
-const _: () = assert!(size_of::<KeyEntry>() == 56, "memory per key is a promise");
+const _: () = assert!(size_of::<KeyEntry>() == 64, "memory per key is a promise");
 
 /// The newest version, and where it lies. Its lease is in [`More`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Newest {
     main: i64,
     create_revision: i64,
     /// Zero in a tombstone.
     version: i64,
-    sub: u32,
+    /// The highest bit says that the value was read since eviction came by: no command writes
+    /// as many keys.
+    sub: AtomicU32,
     place: Place,
 }
 
-/// A value in memory.
-#[derive(Debug)]
-struct Hot {
-    value: Bytes,
-    /// Read since eviction came by.
-    is_touched: AtomicBool,
-}
+const TOUCHED: u32 = 1 << 31;
 
 #[derive(Debug, Default)]
 struct More {
@@ -130,17 +125,32 @@ pub(crate) struct Hit<'a> {
     /// All of it but the value, if it is the newest version of its key.
     pub(crate) newest: Option<Version>,
     /// Its value, if in memory.
-    pub(crate) value: Option<&'a Bytes>,
+    pub(crate) value: Option<&'a [u8]>,
 }
 
 impl Newest {
     fn new(version: &Version, place: Place) -> Self {
         let Version { at, create_revision, version, .. } = *version;
-        Self { main: at.main, create_revision, version, sub: at.sub, place }
+        Self { main: at.main, create_revision, version, sub: at.sub.into(), place }
     }
 
     fn at(&self) -> Revision {
-        Revision { main: self.main, sub: self.sub }
+        Revision { main: self.main, sub: self.sub.load(Ordering::Relaxed) & !TOUCHED }
+    }
+
+    /// Notes that the value is read.
+    fn touch(&self) {
+        if self.sub.load(Ordering::Relaxed) & TOUCHED == 0 {
+            self.sub.fetch_or(TOUCHED, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the value was read since the last time.
+    fn take_touch(&mut self) -> bool {
+        let sub = self.sub.get_mut();
+        let was_touched = *sub & TOUCHED != 0;
+        *sub &= !TOUCHED;
+        was_touched
     }
 
     fn is_tombstone(&self) -> bool {
@@ -149,10 +159,10 @@ impl Newest {
 }
 
 impl KeyEntry {
-    pub(crate) fn new(version: &Version, place: Place, value: Option<Bytes>) -> Self {
+    fn new(version: &Version, place: Place, hot: Option<Box<[u8]>>) -> Self {
         let more = (version.lease != 0)
             .then(|| Box::new(More { lease: version.lease, older: Vec::new() }));
-        Self { newest: Newest::new(version, place), hot: value.map(Hot::new), more }
+        Self { newest: Newest::new(version, place), hot, more }
     }
 
     /// An entry that a checkpoint holds.
@@ -166,7 +176,8 @@ impl KeyEntry {
 
     /// The newest version, be it a tombstone, and its place.
     pub(crate) fn newest(&self) -> (Version, Place) {
-        let Newest { create_revision, version, place, .. } = self.newest;
+        let Newest { create_revision, version, place, .. } = &self.newest;
+        let (create_revision, version, place) = (*create_revision, *version, *place);
         let lease = self.more.as_ref().map_or(0, |more| more.lease);
         (Version { at: self.newest.at(), create_revision, version, lease }, place)
     }
@@ -182,7 +193,7 @@ impl KeyEntry {
             if self.newest.is_tombstone() {
                 return None;
             }
-            let value = self.hot.as_ref().map(|hot| hot.touch());
+            let value = self.hot.as_deref().inspect(|_| self.newest.touch());
             let (version, place) = self.newest();
             return Some(Hit { at: version.at, place, newest: Some(version), value });
         }
@@ -200,8 +211,8 @@ impl KeyEntry {
 
     /// Makes `version` the newest one.
     fn push(&mut self, version: &Version, place: Place) {
-        let Newest { place: former, .. } = self.newest;
-        let replaced = Older::new(self.newest.at(), former, self.newest.is_tombstone());
+        let Self { newest, .. } = &*self;
+        let replaced = Older::new(newest.at(), newest.place, newest.is_tombstone());
         self.newest = Newest::new(version, place);
         let more = self.more.get_or_insert_default();
         more.lease = version.lease;
@@ -291,7 +302,7 @@ impl KeyEntry {
 
     /// What the value costs in memory.
     fn hot_cost(&self) -> usize {
-        self.hot.as_ref().map_or(0, |hot| hot.value.len() + VALUE_OVERHEAD)
+        self.hot.as_ref().map_or(0, |hot| hot.len() + VALUE_OVERHEAD)
     }
 
     /// Adds a tombstone. Returns what its value has cost in memory.
@@ -300,20 +311,6 @@ impl KeyEntry {
         self.hot = None;
         self.push(&Version::tombstone(at), place);
         freed
-    }
-}
-
-impl Hot {
-    fn new(value: Bytes) -> Box<Self> {
-        Box::new(Self { value, is_touched: AtomicBool::new(false) })
-    }
-
-    /// The value, which somebody reads.
-    fn touch(&self) -> &Bytes {
-        if !self.is_touched.load(Ordering::Relaxed) {
-            self.is_touched.store(true, Ordering::Relaxed);
-        }
-        &self.value
     }
 }
 
@@ -409,11 +406,11 @@ impl KeyIndex {
         key: &[u8],
         at: Revision,
         lease: i64,
-        value: Bytes,
+        value: &[u8],
         write: impl FnOnce(&Version) -> Place,
     ) {
         let is_cacheable = value.len() <= self.hot_bytes_max / 8;
-        let value = is_cacheable.then_some(value);
+        let value: Option<Box<[u8]>> = is_cacheable.then(|| value.into());
         let entry = match self.keys.get_mut(key) {
             Some(entry) => {
                 let (create_revision, version) = match entry.live() {
@@ -423,7 +420,7 @@ impl KeyIndex {
                 let version = Version { at, create_revision, version, lease };
                 self.hot_bytes -= entry.hot_cost();
                 entry.push(&version, write(&version));
-                entry.hot = value.map(Hot::new);
+                entry.hot = value;
                 entry
             }
             None => {
@@ -450,11 +447,11 @@ impl KeyIndex {
     }
 
     /// Puts a value that a read had to fetch back into memory, if it is still the newest.
-    pub(crate) fn warm(&mut self, key: &[u8], at: Revision, value: Bytes) {
+    pub(crate) fn warm(&mut self, key: &[u8], at: Revision, value: Box<[u8]>) {
         let Some(entry) = self.keys.get_mut(key) else { return };
         let is_newest = entry.newest.at() == at;
         if is_newest && entry.hot.is_none() && value.len() <= self.hot_bytes_max / 8 {
-            entry.hot = Some(Hot::new(value));
+            entry.hot = Some(value);
             self.hot_bytes += entry.hot_cost();
         }
     }
@@ -472,9 +469,7 @@ impl KeyIndex {
             let mut stopped_at = None;
             for (key, entry) in self.keys.range_mut::<[u8], _>((start, Bound::Unbounded)) {
                 keys_left -= 1;
-                let is_spared =
-                    entry.hot.as_mut().is_some_and(|hot| std::mem::take(hot.is_touched.get_mut()));
-                if !is_spared {
+                if !entry.newest.take_touch() {
                     self.hot_bytes -= entry.hot_cost();
                     entry.hot = None;
                 }

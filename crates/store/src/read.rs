@@ -8,7 +8,7 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, btree_map::Entry},
-    ops::Bound,
+    ops::{Bound, Range},
     sync::Arc,
 };
 
@@ -35,8 +35,10 @@ pub(crate) struct Selection<'a> {
     at: i64,
     /// The current revision when the reading began.
     current: i64,
-    kvs: Vec<KeyValue>,
-    /// Those of `kvs` that still have to be fetched.
+    rows: Vec<Row>,
+    /// The bytes of keys and values, one after the other: one allocation for all of them.
+    bytes: Vec<u8>,
+    /// Those of `rows` that still have to be fetched.
     cold: Vec<Cold>,
     /// The files that hold them.
     sources: BTreeMap<u32, Arc<Segment>>,
@@ -48,22 +50,30 @@ pub(crate) struct Selection<'a> {
     cursor: Option<Key>,
 }
 
+/// A key that will be answered, and where its bytes and those of its value are.
+#[derive(Clone, Debug)]
+struct Row {
+    version: Version,
+    key: Range<usize>,
+    value: Range<usize>,
+}
+
 /// A record that is on disk.
 #[derive(Clone, Copy, Debug)]
 struct Cold {
     place: Place,
     at: Revision,
     is_newest: bool,
-    /// In `kvs`, before that is sorted.
+    /// In `rows`, before those are sorted.
     position: usize,
 }
 
 /// A value that was fetched from disk and may be worth keeping.
 #[derive(Debug)]
 pub(crate) struct Fetched {
-    pub(crate) key: Bytes,
+    pub(crate) key: Box<[u8]>,
     pub(crate) at: Revision,
-    pub(crate) value: Bytes,
+    pub(crate) value: Box<[u8]>,
 }
 
 /// The revision that a range outside of transactions reads.
@@ -100,7 +110,8 @@ impl<'a> Selection<'a> {
             request,
             at,
             current,
-            kvs: Vec::new(),
+            rows: Vec::new(),
+            bytes: Vec::new(),
             cold: Vec::new(),
             sources: BTreeMap::new(),
             count: 0,
@@ -178,7 +189,7 @@ impl<'a> Selection<'a> {
             return Ok(());
         }
         self.matched += 1;
-        if self.kvs.len() < self.picked_max() {
+        if self.rows.len() < self.picked_max() {
             self.pick(key, hit, state)?;
         }
         Ok(())
@@ -212,26 +223,31 @@ impl<'a> Selection<'a> {
 
     fn pick(&mut self, key: &[u8], hit: Hit<'_>, state: &State) -> Result<(), Fatal> {
         let needs_values = self.needs_values();
-        let kv = match (hit.newest, hit.value) {
-            (Some(version), Some(value)) if needs_values => key_value(key, &version, value.clone()),
-            (Some(version), _) if !needs_values => key_value(key, &version, Bytes::new()),
+        match (hit.newest, hit.value) {
+            (Some(version), Some(value)) if needs_values => self.push(key, version, value),
+            (Some(version), _) if !needs_values => self.push(key, version, &[]),
             (newest, _) => match state.tail.find(hit.place)? {
-                Some(event) => key_value(key, &event.version, Bytes::copy_from_slice(event.value)),
+                Some(event) => self.push(key, event.version, event.value),
                 None => {
                     self.fetch_later(hit, state)?;
-                    key_value(key, &newest.unwrap_or_default(), Bytes::new())
+                    self.push(key, newest.unwrap_or_default(), &[]);
                 }
             },
-        };
-        self.kvs.push(kv);
+        }
         Ok(())
     }
 
-    /// Notes that the next of `kvs` is on disk, and where.
+    fn push(&mut self, key: &[u8], version: Version, value: &[u8]) {
+        let key = add(&mut self.bytes, key);
+        let value = add(&mut self.bytes, value);
+        self.rows.push(Row { version, key, value });
+    }
+
+    /// Notes that the next of `rows` is on disk, and where.
     fn fetch_later(&mut self, hit: Hit<'_>, state: &State) -> Result<(), Fatal> {
         let Hit { at, place, .. } = hit;
         let is_newest = hit.newest.is_some();
-        self.cold.push(Cold { place, at, is_newest, position: self.kvs.len() });
+        self.cold.push(Cold { place, at, is_newest, position: self.rows.len() });
         if let Entry::Vacant(vacant) = self.sources.entry(place.segment) {
             vacant.insert(Arc::clone(file_of(&state.segments, place)?));
         }
@@ -243,35 +259,43 @@ impl<'a> Selection<'a> {
     pub(crate) fn finish(mut self, fetched: &mut Vec<Fetched>) -> Result<RangeResponse, Fatal> {
         self.fetch(fetched)?;
         self.sort();
-        self.kvs.truncate(self.limit());
-        if self.request.keys_only {
-            for kv in &mut self.kvs {
-                kv.value = Bytes::new();
-            }
-        }
+        let limit = self.limit();
+        self.rows.truncate(limit);
+        let bytes = Bytes::from(self.bytes);
+        let keys_only = self.request.keys_only;
+        let kvs = self.rows.into_iter().map(|Row { version, key, value }| KeyValue {
+            key: bytes.slice(key),
+            create_revision: version.create_revision,
+            mod_revision: version.at.main,
+            version: version.version,
+            value: if keys_only { Bytes::new() } else { bytes.slice(value) },
+            lease: version.lease,
+        });
         Ok(RangeResponse {
             revision: self.current,
-            more: self.limit() < self.matched,
+            kvs: kvs.collect(),
+            more: limit < self.matched,
             count: self.count,
-            kvs: self.kvs,
         })
     }
 
     fn sort(&mut self) {
-        let compare: fn(&KeyValue, &KeyValue) -> Ordering = match self.request.sort_target {
+        let Self { rows, bytes, request, .. } = self;
+        let compare = |a: &Row, b: &Row| match request.sort_target {
             // In order already: that is how keys are visited.
-            SortTarget::Key | SortTarget::Unknown => return,
-            SortTarget::Version => |a, b| a.version.cmp(&b.version),
-            SortTarget::Create => |a, b| a.create_revision.cmp(&b.create_revision),
-            SortTarget::Mod => |a, b| a.mod_revision.cmp(&b.mod_revision),
-            SortTarget::Value => |a, b| a.value.cmp(&b.value),
+            SortTarget::Key | SortTarget::Unknown => Ordering::Equal,
+            SortTarget::Version => a.version.version.cmp(&b.version.version),
+            SortTarget::Create => a.version.create_revision.cmp(&b.version.create_revision),
+            SortTarget::Mod => a.version.at.main.cmp(&b.version.at.main),
+            SortTarget::Value => bytes[a.value.clone()].cmp(&bytes[b.value.clone()]),
         };
+        if matches!(request.sort_target, SortTarget::Key | SortTarget::Unknown) {
+            return;
+        }
         // Stable: keys that are equal stay in the order of keys. etcd promises none.
-        match self.request.sort_order {
-            SortOrder::Descend => self.kvs.sort_by(|a, b| compare(b, a)),
-            SortOrder::None | SortOrder::Ascend | SortOrder::Unknown => {
-                self.kvs.sort_by(compare);
-            }
+        match request.sort_order {
+            SortOrder::Descend => rows.sort_by(|a, b| compare(b, a)),
+            SortOrder::None | SortOrder::Ascend | SortOrder::Unknown => rows.sort_by(compare),
         }
     }
 
@@ -282,20 +306,27 @@ impl<'a> Selection<'a> {
         for cold in &self.cold {
             let segment = self.sources.get(&cold.place.segment).expect("noted with the record");
             let event = segment.read(cold.place, &mut buf)?;
-            let kv = &mut self.kvs[cold.position];
-            if event.key != kv.key || event.version.at != cold.at {
+            let row = &mut self.rows[cold.position];
+            if *event.key != self.bytes[row.key.clone()] || event.version.at != cold.at {
                 let what = "a record is of another key or revision";
                 return Err(segment.damaged(cold.place.offset.into(), what));
             }
-            let value = Bytes::copy_from_slice(event.value);
-            *kv = KeyValue { key: kv.key.clone(), ..key_value(&[], &event.version, value) };
+            row.version = event.version;
+            row.value = add(&mut self.bytes, event.value);
             if cold.is_newest && !self.request.keys_only {
-                let (key, value) = (kv.key.clone(), kv.value.clone());
+                let (key, value) = (event.key.into(), event.value.into());
                 fetched.push(Fetched { key, at: cold.at, value });
             }
         }
         Ok(())
     }
+}
+
+/// Appends bytes, and says where they are.
+fn add(bytes: &mut Vec<u8>, new: &[u8]) -> Range<usize> {
+    let start = bytes.len();
+    bytes.extend_from_slice(new);
+    start..bytes.len()
 }
 
 /// What clients see of a version.

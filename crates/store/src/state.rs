@@ -140,7 +140,7 @@ impl Write<'_> {
         };
         let at = self.next();
         let State { index, tail, .. } = &mut *self.state;
-        index.put(&request.key, at, lease, value.clone(), |version| {
+        index.put(&request.key, at, lease, &value, |version| {
             tail.push(&Event { version: *version, key: &request.key, value: &value })
         });
         let prev_kv = prev.filter(|_| request.prev_kv);
@@ -197,7 +197,7 @@ pub(crate) fn complete(
     hit: Hit<'_>,
 ) -> Result<KeyValue, Fatal> {
     if let (Some(version), Some(value)) = (&hit.newest, hit.value) {
-        return Ok(key_value(key, version, value.clone()));
+        return Ok(key_value(key, version, Bytes::copy_from_slice(value)));
     }
     let mut buf = Vec::new();
     let event = match tail.find(hit.place)? {
