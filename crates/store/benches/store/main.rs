@@ -27,6 +27,7 @@ mod rival;
 
 use std::{
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -60,11 +61,13 @@ const VALUE_BYTES: usize = 256;
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("store-bench");
-    if let [flag, dir] = &args[..]
-        && flag == "--write-until-killed"
-    {
-        write_until_killed(Path::new(dir));
-        return;
+    if let [flag, dir] = &args[..] {
+        match flag.as_str() {
+            "--write-until-killed" => return write_until_killed(Path::new(dir)),
+            "--memory-of-kontiki" => return memory::<Ours>(Path::new(dir), 1_000_000),
+            "--memory-of-redb" => return memory::<Redb>(Path::new(dir), 1_000_000),
+            _ => {}
+        }
     }
     drop(std::fs::remove_dir_all(&dir));
     if let [flag, keys] = &args[..]
@@ -89,7 +92,10 @@ fn main() {
 fn run<S: Subject>(dir: &Path, keys: u64, table: &mut Table) {
     let dir = dir.join(S::NAME);
     std::fs::create_dir_all(&dir).unwrap();
-    memory::<S>(&dir.join("memory"), keys, table);
+    let place = dir.join("memory");
+    let told = this_program(&format!("--memory-of-{}", S::NAME), &place).output().unwrap();
+    let bytes = String::from_utf8(told.stdout).unwrap().trim().parse::<f64>().unwrap();
+    table.add(S::NAME, "memory, without values", bytes, "bytes a key", Some(-130.0));
     let place = dir.join("store");
     let subject = S::open(&place, true);
     let mut load = Load::new(keys, VALUE_BYTES);
@@ -109,8 +115,8 @@ fn run<S: Subject>(dir: &Path, keys: u64, table: &mut Table) {
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
-/// Memory for a key when no value is in memory.
-fn memory<S: Subject>(dir: &Path, keys: u64, table: &mut Table) {
+/// Prints the memory for a key when no value is in memory, in a process of its own.
+fn memory<S: Subject>(dir: &Path, keys: u64) {
     let idle = resident_bytes();
     let subject = S::open(dir, false);
     let mut load = Load::new(keys, 16);
@@ -118,8 +124,7 @@ fn memory<S: Subject>(dir: &Path, keys: u64, table: &mut Table) {
         subject.apply(&batch);
     }
     subject.flush();
-    let bytes = (resident_bytes() - idle) as f64 / keys as f64;
-    table.add(S::NAME, "memory, without values", bytes, "bytes a key", Some(-130.0));
+    println!("{}", (resident_bytes() - idle) as f64 / keys as f64);
     subject.close();
 }
 
@@ -237,11 +242,7 @@ fn opening(dir: &Path, keys: u64, value_bytes: usize) {
         store
     };
     open("after a clean stop").close();
-    let this = std::env::current_exe().unwrap();
-    let mut writer = std::process::Command::new(this)
-        .args(["--write-until-killed", place.to_str().unwrap()])
-        .spawn()
-        .unwrap();
+    let mut writer = this_program("--write-until-killed", &place).spawn().unwrap();
     std::thread::sleep(Duration::from_secs(4));
     writer.kill().unwrap();
     writer.wait().unwrap();
@@ -254,6 +255,13 @@ fn opening(dir: &Path, keys: u64, value_bytes: usize) {
     }
     drop(open("without a checkpoint of the index"));
     std::fs::remove_dir_all(&place).unwrap();
+}
+
+/// This program, to do something else in a directory.
+fn this_program(flag: &str, dir: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg(flag).arg(dir);
+    command
 }
 
 /// The other end of [`opening`]: writes until somebody ends it.

@@ -156,7 +156,7 @@ impl Subject for Redb {
         let mut dead = Vec::new();
         {
             let mut index = self.index.write().unwrap();
-            let compacted = index.revision / 2;
+            let compacted = index.revision / 4 * 3;
             for (revisions, _) in index.keys.values_mut() {
                 let old = revisions.partition_point(|at| *at <= compacted);
                 dead.extend(revisions.drain(..old.saturating_sub(1)));

@@ -63,8 +63,11 @@ pub(crate) fn load(
     if blocks.iter().map(|block| u64::from(block.count)).sum::<u64>() != keys {
         return None;
     }
-    let number =
-        |seq| segments.get(&seq).map_or(0, |(generation, end)| number(seq, *generation, *end));
+    let numbers: BTreeMap<u64, u32> = segments
+        .iter()
+        .map(|(&seq, &(generation, end))| (seq, number(seq, generation, end)))
+        .collect();
+    let number = |seq| numbers.get(&seq).copied().unwrap_or(0);
     let share = blocks.len().div_ceil(threads.max(1)).max(1);
     let decode = |blocks: &[BlockAt]| -> Option<Vec<Vec<(Key, KeyEntry)>>> {
         blocks
