@@ -34,6 +34,9 @@ pub(crate) struct Part {
 /// A frame on its way: its header and its bytes.
 pub(crate) type EachFrame<'a> = dyn FnMut(&FrameHeader, &[u8]) -> Result<(), Fatal> + 'a;
 
+/// The same, until it breaks.
+type UntilFrame<'a> = dyn FnMut(&FrameHeader, &[u8]) -> Result<ControlFlow<()>, Fatal> + 'a;
+
 /// A put or a deletion, as it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -139,11 +142,7 @@ impl History {
 
     /// Hands all frames that may hold events from `revision` on to `each`, until that has
     /// enough.
-    fn frames_from(
-        &self,
-        revision: i64,
-        each: &mut dyn FnMut(&FrameHeader, &[u8]) -> Result<ControlFlow<()>, Fatal>,
-    ) -> Result<(), Fatal> {
+    fn frames_from(&self, revision: i64, each: &mut UntilFrame<'_>) -> Result<(), Fatal> {
         // A part begins after what the one before it ends with, which its first frame tells.
         let mut first = 0;
         for (at, part) in self.parts.iter().enumerate().skip(1) {

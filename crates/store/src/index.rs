@@ -12,10 +12,6 @@
 //! as long as there is room (see [`KeyIndex::evict`]); all others are read from the segments.
 
 use std::{
-    collections::{
-        BTreeMap,
-        btree_map::{Entry, Range, RangeMut},
-    },
     ops::Bound,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -25,6 +21,7 @@ use crate::{
     range_end::{Bounds, Span},
     record::{Revision, Version},
     segment::Place,
+    sorted::{Entry, SortedMap},
 };
 
 /// What a value in memory costs beyond its bytes: the header of the allocator, and rounding.
@@ -34,10 +31,15 @@ const VALUE_OVERHEAD: usize = 16;
 /// is held, well above the number of puts in a batch. A guess.
 const EVICT_KEYS_MAX: usize = 8192;
 
+/// Bounds between which no key is.
+const NOTHING: Bounds<'static> = (Bound::Unbounded, Bound::Excluded(&[]));
+
 /// All keys, in order.
 #[derive(Debug)]
 pub(crate) struct KeyIndex {
-    keys: BTreeMap<Key, KeyEntry>,
+    keys: SortedMap<KeyEntry>,
+    /// Keys whose newest version is a tombstone.
+    deleted: usize,
     /// What the values in memory cost.
     hot_bytes: usize,
     hot_bytes_max: usize,
@@ -321,7 +323,7 @@ fn is_kept(last: Revision, is_tombstone: bool, compact_revision: i64) -> bool {
 
 impl KeyIndex {
     pub(crate) fn new(hot_bytes_max: usize) -> Self {
-        Self { keys: BTreeMap::new(), hot_bytes: 0, hot_bytes_max, hand: None }
+        Self { keys: SortedMap::new(), deleted: 0, hot_bytes: 0, hot_bytes_max, hand: None }
     }
 
     /// Builds the index from the entries of all keys, in order, none of them with a value.
@@ -329,36 +331,42 @@ impl KeyIndex {
         entries: impl IntoIterator<Item = (Key, KeyEntry)>,
         hot_bytes_max: usize,
     ) -> Self {
-        // Sorted input is built from the leaves up, without a search per key.
-        let keys = entries.into_iter().collect();
-        Self { keys, hot_bytes: 0, hot_bytes_max, hand: None }
+        let keys = SortedMap::from_sorted(entries);
+        let deleted = keys.iter().filter(|(_, entry)| entry.newest.is_tombstone()).count();
+        Self { keys, deleted, hot_bytes: 0, hot_bytes_max, hand: None }
     }
 
     /// Adds a version as it was written once, without its value. Versions of a key come in
     /// order. Of one that is known already the place is noted, which may be another; an older
     /// one that is not known is dead.
     pub(crate) fn replay(&mut self, key: &[u8], version: &Version, place: Place) {
-        match self.keys.get_mut(key) {
-            Some(entry) if entry.newest.at() < version.at => {
+        match self.keys.entry(key) {
+            Entry::Occupied(entry) if entry.newest.at() < version.at => {
                 self.hot_bytes -= entry.hot_cost();
+                self.deleted -= usize::from(entry.newest.is_tombstone());
+                self.deleted += usize::from(version.is_tombstone());
                 entry.push(version, place);
                 entry.hot = None;
             }
-            Some(entry) => {
+            Entry::Occupied(entry) => {
                 if let Some(known) = entry.place_of(version.at) {
                     entry.move_record(version.at, known, place);
                 }
             }
-            None => {
-                self.keys.insert(key.into(), KeyEntry::new(version, place, None));
+            Entry::Vacant(vacant) => {
+                self.deleted += usize::from(version.is_tombstone());
+                vacant.insert(KeyEntry::new(version, place, None));
             }
         }
     }
 
     /// The keys after `cursor`, in order.
-    pub(crate) fn after(&self, cursor: Option<&[u8]>) -> Range<'_, Key, KeyEntry> {
+    pub(crate) fn after<'a>(
+        &'a self,
+        cursor: Option<&[u8]>,
+    ) -> impl Iterator<Item = (&'a Key, &'a KeyEntry)> + use<'a> {
         let start = cursor.map_or(Bound::Unbounded, Bound::Excluded);
-        self.keys.range::<[u8], _>((start, Bound::Unbounded))
+        self.keys.range((start, Bound::Unbounded))
     }
 
     /// Forgets all that is dead by `compact_revision`, without counting it.
@@ -375,7 +383,7 @@ impl KeyIndex {
 
     /// Hands the place of every version to `each`.
     pub(crate) fn places(&self, each: &mut dyn FnMut(Place)) {
-        for entry in self.keys.values() {
+        for (_, entry) in self.keys.iter() {
             entry.older().iter().for_each(|older| each(older.place()));
             each(entry.newest.place);
         }
@@ -390,14 +398,19 @@ impl KeyIndex {
     }
 
     /// The keys of a span, in order.
-    pub(crate) fn span(&self, span: Span<'_>) -> Range<'_, Key, KeyEntry> {
-        let nothing = (Bound::Unbounded, Bound::Excluded(&[][..]));
-        self.keys.range::<[u8], _>(span.bounds().unwrap_or(nothing))
+    pub(crate) fn span<'a>(
+        &'a self,
+        span: Span<'_>,
+    ) -> impl DoubleEndedIterator<Item = (&'a Key, &'a KeyEntry)> + use<'a> {
+        self.between(span.bounds().unwrap_or(NOTHING))
     }
 
-    /// The keys between two bounds that do not cross, in order.
-    pub(crate) fn between(&self, bounds: Bounds<'_>) -> Range<'_, Key, KeyEntry> {
-        self.keys.range::<[u8], _>(bounds)
+    /// The keys between two bounds, in order.
+    pub(crate) fn between<'a>(
+        &'a self,
+        bounds: Bounds<'_>,
+    ) -> impl DoubleEndedIterator<Item = (&'a Key, &'a KeyEntry)> + use<'a> {
+        self.keys.range(bounds)
     }
 
     /// Adds a put: `write` gets the version that it makes, and says where that will lie.
@@ -411,39 +424,45 @@ impl KeyIndex {
     ) {
         let is_cacheable = value.len() <= self.hot_bytes_max / 8;
         let value: Option<Box<[u8]>> = is_cacheable.then(|| value.into());
-        let entry = match self.keys.get_mut(key) {
-            Some(entry) => {
+        let entry = match self.keys.entry(key) {
+            Entry::Occupied(entry) => {
                 let (create_revision, version) = match entry.live() {
                     Some(live) => (live.create_revision, live.version + 1),
                     None => (at.main, 1),
                 };
                 let version = Version { at, create_revision, version, lease };
+                self.deleted -= usize::from(entry.newest.is_tombstone());
                 self.hot_bytes -= entry.hot_cost();
                 entry.push(&version, write(&version));
                 entry.hot = value;
                 entry
             }
-            None => {
+            Entry::Vacant(vacant) => {
                 let version = Version { at, create_revision: at.main, version: 1, lease };
-                let entry = KeyEntry::new(&version, write(&version), value);
-                match self.keys.entry(key.into()) {
-                    Entry::Vacant(vacant) => vacant.insert(entry),
-                    Entry::Occupied(_) => unreachable!("it was looked for just before"),
-                }
+                vacant.insert(KeyEntry::new(&version, write(&version), value))
             }
         };
         self.hot_bytes += entry.hot_cost();
     }
 
     /// The keys of a span, to be deleted with [`KeyEntry::delete`] one by one.
-    pub(crate) fn span_mut(&mut self, span: Span<'_>) -> RangeMut<'_, Key, KeyEntry> {
-        let nothing = (Bound::Unbounded, Bound::Excluded(&[][..]));
-        self.keys.range_mut::<[u8], _>(span.bounds().unwrap_or(nothing))
+    pub(crate) fn span_mut<'a>(
+        &'a mut self,
+        span: Span<'_>,
+    ) -> impl Iterator<Item = (&'a Key, &'a mut KeyEntry)> + use<'a> {
+        self.keys.range_mut(span.bounds().unwrap_or(NOTHING))
     }
 
-    /// Takes what deletions have freed off the account.
-    pub(crate) fn release(&mut self, bytes: usize) {
+    /// Accounts for keys that were deleted, and what their values have cost.
+    pub(crate) fn release(&mut self, keys: usize, bytes: usize) {
+        self.deleted += keys;
         self.hot_bytes -= bytes;
+    }
+
+    /// How many keys between two bounds have a value now, if that is known without a look at
+    /// each of them.
+    pub(crate) fn count_live(&self, bounds: Bounds<'_>) -> Option<usize> {
+        (self.deleted == 0).then(|| self.keys.count(bounds))
     }
 
     /// Puts a value that a read had to fetch back into memory, if it is still the newest.
@@ -467,7 +486,7 @@ impl KeyIndex {
                 None => Bound::Unbounded,
             };
             let mut stopped_at = None;
-            for (key, entry) in self.keys.range_mut::<[u8], _>((start, Bound::Unbounded)) {
+            for (key, entry) in self.keys.range_mut((start, Bound::Unbounded)) {
                 keys_left -= 1;
                 if !entry.newest.take_touch() {
                     self.hot_bytes -= entry.hot_cost();
@@ -492,14 +511,14 @@ impl KeyIndex {
         dead: &mut Vec<Place>,
     ) -> Option<Key> {
         let start = cursor.map_or(Bound::Unbounded, Bound::Excluded);
-        let keys = self.keys.range::<[u8], _>((start, Bound::Unbounded));
-        let last = keys.map(|(key, _)| key).take(keys_max).last()?.clone();
-        let start = cursor.map_or(Bound::Unbounded, |cursor| Bound::Excluded(cursor.into()));
-        let chunk = (start, Bound::Included(last.clone()));
-        let emptied =
-            self.keys.extract_if(chunk, |_, entry| !entry.compact(compact_revision, dead));
-        let freed: usize = emptied.map(|(_, entry)| entry.hot_cost()).sum();
-        self.hot_bytes -= freed;
+        let mut deleted = 0;
+        let last = self.keys.retain_range((start, Bound::Unbounded), keys_max, |_, entry| {
+            // Only tombstones go, and they have no value.
+            let is_left = entry.compact(compact_revision, dead);
+            deleted += usize::from(!is_left);
+            is_left
+        })?;
+        self.deleted -= deleted;
         Some(last)
     }
 }

@@ -28,7 +28,7 @@
 //! | `request`, `response`, `error`, `codec`, `validate` | what goes in and out |
 //! | `state`, `txn`, `read` | etcd's semantics |
 //! | `measure` | how large an answer may become |
-//! | `index`, `key`, `range_end` | the keys in memory |
+//! | `index`, `sorted`, `key`, `range_end` | the keys in memory |
 //! | `record`, `frame`, `segment` | bytes on disk: an event, a batch of them, a file of those |
 //! | `tail`, `segments`, `history` | where events are: in memory, in files, all of them |
 //! | `files`, `open`, `checkpoint` | the directory, and what a start makes of it |
@@ -59,6 +59,7 @@ mod rewrite;
 mod segment;
 mod segments;
 mod snapshot;
+mod sorted;
 mod state;
 mod store;
 mod tail;

@@ -42,8 +42,10 @@ pub(crate) struct Selection<'a> {
     cold: Vec<Cold>,
     /// The files that hold them.
     sources: BTreeMap<u32, Arc<Segment>>,
-    /// Keys in the range.
+    /// Keys in the range,
     count: i64,
+    /// all of them, be they visited or not.
+    is_counted: bool,
     /// Of these, keys that pass the filters.
     matched: usize,
     /// The last key seen.
@@ -115,6 +117,7 @@ impl<'a> Selection<'a> {
             cold: Vec::new(),
             sources: BTreeMap::new(),
             count: 0,
+            is_counted: false,
             matched: 0,
             cursor: None,
         }
@@ -134,6 +137,16 @@ impl<'a> Selection<'a> {
             return entry.map_or(Ok(()), |entry| self.visit(key, entry, state)).map(|()| true);
         }
         let Some((first, end)) = span.bounds() else { return Ok(true) };
+        if self.is_plain()
+            && let Some(count) = state.index.count_live((first, end))
+        {
+            self.count = i64::try_from(count).expect("memory holds fewer keys");
+            self.is_counted = true;
+            if self.request.count_only {
+                return Ok(true);
+            }
+            self.matched = count;
+        }
         let cursor = self.cursor.take();
         let cursor = cursor.as_deref().map(Bound::Excluded);
         let mut last = None;
@@ -147,6 +160,9 @@ impl<'a> Selection<'a> {
                 keys_left -= 1;
                 self.visit(key, entry, state)?;
                 last = Some(key);
+                if self.is_complete() {
+                    return Ok(true);
+                }
             }
         } else {
             for (key, entry) in state.index.between((cursor.unwrap_or(first), end)) {
@@ -156,12 +172,38 @@ impl<'a> Selection<'a> {
                 keys_left -= 1;
                 self.visit(key, entry, state)?;
                 last = Some(key);
+                if self.is_complete() {
+                    return Ok(true);
+                }
             }
         }
         if keys_left == 0 {
             self.cursor = last.cloned();
         }
         Ok(self.cursor.is_none())
+    }
+
+    /// Whether this is the first look at a limited range of the current revision, of which every
+    /// key that has a value counts.
+    fn is_plain(&self) -> bool {
+        let RangeRequest {
+            min_mod_revision,
+            max_mod_revision,
+            min_create_revision,
+            max_create_revision,
+            ..
+        } = *self.request;
+        self.cursor.is_none()
+            && self.rows.is_empty()
+            && self.at == self.current
+            && (self.request.count_only || self.picked_max() != usize::MAX)
+            && [min_mod_revision, max_mod_revision, min_create_revision, max_create_revision]
+                == [0; 4]
+    }
+
+    /// Whether the rest of the keys makes no difference.
+    fn is_complete(&self) -> bool {
+        self.is_counted && self.picked_max() <= self.rows.len()
     }
 
     /// Whether keys are visited from the last to the first, so that the limit can be kept
@@ -184,11 +226,11 @@ impl<'a> Selection<'a> {
 
     fn visit(&mut self, key: &[u8], entry: &KeyEntry, state: &State) -> Result<(), Fatal> {
         let Some(hit) = entry.at(self.at) else { return Ok(()) };
-        self.count += 1;
+        self.count += i64::from(!self.is_counted);
         if self.request.count_only || !self.passes(key, hit, state)? {
             return Ok(());
         }
-        self.matched += 1;
+        self.matched += usize::from(!self.is_counted);
         if self.rows.len() < self.picked_max() {
             self.pick(key, hit, state)?;
         }

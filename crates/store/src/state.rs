@@ -152,7 +152,7 @@ impl Write<'_> {
         request: &DeleteRangeRequest,
     ) -> Result<DeleteRangeResponse, Fatal> {
         let mut response = DeleteRangeResponse::default();
-        let mut freed = 0;
+        let (mut deleted, mut freed) = (0, 0);
         let State { index, tail, segments, .. } = &mut *self.state;
         for (key, entry) in index.span_mut(Span::new(&request.key, &request.range_end)) {
             if request.prev_kv
@@ -166,9 +166,10 @@ impl Write<'_> {
                 let version = Version::tombstone(at);
                 freed += entry.delete(at, tail.push(&Event { version, key, value: &[] }));
                 response.deleted += 1;
+                deleted += 1;
             }
         }
-        index.release(freed);
+        index.release(deleted, freed);
         response.revision = self.revision();
         Ok(response)
     }

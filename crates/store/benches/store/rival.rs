@@ -5,10 +5,10 @@ use std::{
     collections::BTreeMap,
     ops::Bound,
     path::Path,
-    sync::{Mutex, RwLock},
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, RwLock};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::{Subject, load::Batch};
@@ -86,7 +86,7 @@ impl Subject for Redb {
 
     fn apply(&self, batch: &Batch) {
         let mut write = self.database.begin_write().unwrap();
-        let mut waiting = self.waiting.lock().unwrap();
+        let mut waiting = self.waiting.lock();
         let is_due = DURABLE_BYTES <= waiting.0 || DURABLE_INTERVAL <= waiting.1.elapsed();
         write
             .set_durability(if is_due { Durability::Immediate } else { Durability::None })
@@ -97,7 +97,7 @@ impl Subject for Redb {
         }
         {
             let mut events = write.open_table(EVENTS).unwrap();
-            let mut index = self.index.write().unwrap();
+            let mut index = self.index.write();
             for (key, value) in &batch.writes {
                 index.revision += 1;
                 let revision = index.revision;
@@ -115,7 +115,7 @@ impl Subject for Redb {
 
     fn get(&self, key: &[u8]) -> bool {
         let found = {
-            let index = self.index.read().unwrap();
+            let index = self.index.read();
             index
                 .keys
                 .get(key)
@@ -127,7 +127,7 @@ impl Subject for Redb {
 
     fn range(&self, from: &[u8], end: &[u8]) -> usize {
         let found: Vec<u64> = {
-            let index = self.index.read().unwrap();
+            let index = self.index.read();
             let bounds = (Bound::Included(from), Bound::Excluded(end));
             let keys = index.keys.range::<[u8], _>(bounds).filter(|(_, (_, is_gone))| !is_gone);
             keys.filter_map(|(_, (at, _))| at.last().copied()).collect()
@@ -142,7 +142,7 @@ impl Subject for Redb {
     }
 
     fn snapshot(&self, take: &mut dyn FnMut(&[u8])) {
-        let last = self.index.read().unwrap().revision;
+        let last = self.index.read().revision;
         let mut left = last;
         self.each(&mut |event| {
             if 0 < left {
@@ -155,7 +155,7 @@ impl Subject for Redb {
     fn compact_half(&self) {
         let mut dead = Vec::new();
         {
-            let mut index = self.index.write().unwrap();
+            let mut index = self.index.write();
             let compacted = index.revision / 4 * 3;
             for (revisions, _) in index.keys.values_mut() {
                 let old = revisions.partition_point(|at| *at <= compacted);
