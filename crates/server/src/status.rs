@@ -204,6 +204,7 @@ fn of_rejection(rejection: &Rejection) -> Refusal {
         Rejection::NotLeader { .. }
         | Rejection::Transferring { .. }
         | Rejection::NotReady
+        | Rejection::NoState
         | Rejection::MembershipInProgress { .. }
         | Rejection::MembershipChanged { .. }
         | Rejection::InvalidChange(_)
