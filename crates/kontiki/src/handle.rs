@@ -90,7 +90,7 @@ pub struct Status {
     /// Its state machine has lost what the log no longer has, and applies nothing until a snapshot
     /// has come that ends here or later.
     pub needs_snapshot: Option<Index>,
-    /// The disk under its log is full: as a leader it takes no proposals.
+    /// The disk under its log or its state machine is full: as a leader it takes no proposals.
     pub is_storage_full: bool,
     /// Since when the oldest write waits for the disk, by the clock of the node.
     pub oldest_write: Option<Timestamp>,

@@ -458,6 +458,7 @@ impl<R: Send + 'static> Starter<'_, R> {
             }
         };
         let syncs = log_sync_seconds(self.id);
+        let of_machine = Arc::clone(&space);
         let log_loop = LogLoop { log: writer, jobs, events, space, upkeep: wake_upkeep, syncs };
         self.spawn("log", move || log_loop.run())?;
         let (tell, log_reader) = (self.events.clone(), Arc::clone(&reader));
@@ -474,7 +475,7 @@ impl<R: Send + 'static> Starter<'_, R> {
         };
         let State { machine, sessions, applied, membership, .. } = state;
         let parts = ApplyParts { machine, log: reader, applied, membership, sessions, snapshots };
-        let applier = Applier::new(parts, self.events.clone());
+        let applier = Applier::new(parts, self.events.clone(), of_machine);
         self.spawn("apply", move || applier.run(&apply_jobs))?;
         Ok(Threads { log, apply, stored, joins: self.joins })
     }
