@@ -250,6 +250,20 @@ pub(crate) fn one_peer_url() -> Status {
     Status::invalid_argument(format!("{}: {text}", Refusal::InvalidMemberUrls.message()))
 }
 
+/// Says that alarms follow from what is.
+pub(crate) fn no_alarm_by_hand() -> Status {
+    Status::unimplemented(
+        "etcdserver: an alarm cannot be raised by hand: it says what is wrong with a member",
+    )
+}
+
+/// Says that there is no state here that ever was one of the cluster's.
+pub(crate) fn refetching() -> Status {
+    Status::unavailable(
+        "etcdserver: the store of this server was damaged and is being fetched from the others",
+    )
+}
+
 /// Says that a method is part of the API and not of this server yet.
 pub(crate) fn not_yet(service: &str, method: &str) -> Status {
     let service = service.rsplit('.').next().unwrap_or(service);
