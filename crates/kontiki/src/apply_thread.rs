@@ -9,9 +9,9 @@ use std::{
     ops::RangeInclusive,
     sync::{
         Arc,
-        mpsc::{Receiver, Sender, TryRecvError},
+        mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use kontiki_raft::{Apply, Bytes, Entry, EntryId, Index, Membership, Payload, SnapshotMeta, Term};
@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc::UnboundedSender};
 use crate::{
     Batch, Command, Fault, LogFailure, LogReader, ReadError, RequestId, SessionId, SessionRefusal,
     SessionStep, StateMachine,
+    log_thread::{LogEvent, Space, Witness},
     snapshots::{Frozen, Sessions, SnapshotFiles, restore},
 };
 
@@ -99,6 +100,9 @@ pub(crate) struct ApplyParts<S: StateMachine> {
     pub(crate) snapshots: Option<SnapshotEnd<S::Snapshot>>,
 }
 
+/// A machine on disk is asked whether it is full at least this often.
+const SPACE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Where snapshots come from, and where they are written.
 pub(crate) struct SnapshotEnd<W> {
     pub(crate) files: Arc<dyn SnapshotFiles>,
@@ -109,6 +113,7 @@ pub(crate) struct SnapshotEnd<W> {
 pub(crate) struct Applier<S: StateMachine, E> {
     parts: ApplyParts<S>,
     events: UnboundedSender<E>,
+    space: Arc<Space<E>>,
     /// Collected, not yet applied.
     entries: Vec<Entry>,
     bytes: usize,
@@ -124,12 +129,17 @@ struct Stop;
 impl<S, E> Applier<S, E>
 where
     S: StateMachine,
-    E: From<ApplyEvent<S::Response>>,
+    E: From<ApplyEvent<S::Response>> + From<LogEvent>,
 {
-    pub(crate) fn new(parts: ApplyParts<S>, events: UnboundedSender<E>) -> Self {
+    pub(crate) fn new(
+        parts: ApplyParts<S>,
+        events: UnboundedSender<E>,
+        space: Arc<Space<E>>,
+    ) -> Self {
         Self {
             parts,
             events,
+            space,
             entries: Vec::new(),
             bytes: 0,
             waiters: Vec::new(),
@@ -139,7 +149,7 @@ where
 
     /// Runs until there is nobody left to ask, or the state machine has failed.
     pub(crate) fn run(mut self, jobs: &Receiver<ApplyJob<S>>) {
-        while let Ok(mut job) = jobs.recv() {
+        while let Ok(mut job) = self.next(jobs) {
             loop {
                 if self.carry_out(job).is_err() {
                     return;
@@ -152,7 +162,26 @@ where
             if self.flush().is_err() {
                 return;
             }
+            self.look_at_space();
         }
+    }
+
+    /// Waits for a job, and has an eye on the disk of the machine meanwhile.
+    fn next(&self, jobs: &Receiver<ApplyJob<S>>) -> Result<ApplyJob<S>, Stop> {
+        if self.parts.machine.durable_applied().is_none() {
+            return jobs.recv().map_err(|_| Stop); // it has no disk
+        }
+        loop {
+            match jobs.recv_timeout(SPACE_INTERVAL) {
+                Ok(job) => return Ok(job),
+                Err(RecvTimeoutError::Timeout) => self.look_at_space(),
+                Err(RecvTimeoutError::Disconnected) => return Err(Stop),
+            }
+        }
+    }
+
+    fn look_at_space(&self) {
+        self.space.set(Witness::Machine, self.parts.machine.is_storage_full());
     }
 
     fn carry_out(&mut self, job: ApplyJob<S>) -> Result<(), Stop> {

@@ -26,7 +26,7 @@ use kontiki_raft::{
 };
 
 /// The first byte of every message. Both ends of a connection have agreed on it before.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// Why bytes are no message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -232,12 +232,14 @@ fn put_membership(buf: &mut Vec<u8>, membership: &Membership) {
 fn put_report(buf: &mut Vec<u8>, report: Report) {
     buf.push(report.priority);
     buf.push(u8::from(report.is_full));
-    match report.damaged {
-        None => buf.push(0),
-        Some(life) => {
-            buf.push(1);
-            put(buf, life);
-        }
+    put_option(buf, report.damaged);
+    put_option(buf, report.needs_snapshot.map(Index::get));
+}
+
+fn put_option(buf: &mut Vec<u8>, number: Option<u64>) {
+    buf.push(u8::from(number.is_some()));
+    if let Some(number) = number {
+        put(buf, number);
     }
 }
 
@@ -283,6 +285,7 @@ fn put_rejection(buf: &mut Vec<u8>, why: &Rejection) {
             change::put_change_error(buf, why);
         }
         Rejection::NoSpace => buf.push(11),
+        Rejection::NoState => buf.push(12),
     }
 }
 
@@ -431,11 +434,15 @@ impl Reader {
 
     fn report(&mut self) -> Result<Report, DecodeError> {
         let (priority, is_full) = (self.u8()?, self.bool()?);
-        let damaged = match self.bool()? {
+        let (damaged, needs_snapshot) = (self.option()?, self.option()?.map(Index));
+        Ok(Report { priority, is_full, damaged, needs_snapshot })
+    }
+
+    fn option(&mut self) -> Result<Option<u64>, DecodeError> {
+        Ok(match self.bool()? {
             false => None,
             true => Some(self.number()?),
-        };
-        Ok(Report { priority, is_full, damaged })
+        })
     }
 
     fn result<T>(
@@ -458,6 +465,7 @@ impl Reader {
             9 => Rejection::MembershipChanged { now: self.entry_id()? },
             10 => Rejection::InvalidChange(self.change_error()?),
             11 => Rejection::NoSpace,
+            12 => Rejection::NoState,
             tag => return Err(DecodeError::Tag { what: "rejection", tag }),
         }))
     }

@@ -220,10 +220,12 @@ pub enum StartError {
     /// The cluster that the node is to join does not answer, or does not know it.
     #[error("this node cannot join")]
     Join(#[source] DiscoverError),
-    /// The log starts after an entry that the state machine has not applied, and there is no
-    /// snapshot to fill the gap.
+    /// The log starts after an entry that the state machine has not applied, and there is neither
+    /// a snapshot to fill the gap nor another server that could send one.
     #[error(
-        "the log starts after {log_start}, the state machine holds the log up to index {applied},          and no snapshot is there to fill the gap: replace this server by a new member with an          empty data directory"
+        "the log starts after {log_start}, the state machine holds the log up to index {applied}, \
+         and there is neither a snapshot to fill the gap nor another server to send one: what was \
+         written before is lost here unless there is a backup"
     )]
     NoSnapshot {
         /// The entry before the first of the log.

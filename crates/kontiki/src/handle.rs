@@ -87,7 +87,10 @@ pub struct Status {
     pub transfer_to: Option<NodeId>,
     /// What of its log is damaged and not refilled yet: until then it neither votes nor leads.
     pub damaged: Option<RangeInclusive<Index>>,
-    /// The disk under its log is full: as a leader it takes no proposals.
+    /// Its state machine has lost what the log no longer has, and applies nothing until a snapshot
+    /// has come that ends here or later.
+    pub needs_snapshot: Option<Index>,
+    /// The disk under its log or its state machine is full: as a leader it takes no proposals.
     pub is_storage_full: bool,
     /// Since when the oldest write waits for the disk, by the clock of the node.
     pub oldest_write: Option<Timestamp>,
@@ -116,6 +119,7 @@ impl Status {
             lease_until: status.lease_until,
             transfer_to: status.transfer_to,
             damaged: status.damaged,
+            needs_snapshot: status.needs_snapshot,
             is_storage_full: status.is_storage_full,
             oldest_write: status.oldest_write,
             progress: status.progress,

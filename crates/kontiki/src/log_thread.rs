@@ -65,20 +65,23 @@ const UPKEEP_BYTES: usize = 4 << 20;
 /// A full disk is tried again after this time. Somebody has to free space, which takes longer.
 const FULL_RETRY: Duration = Duration::from_millis(200);
 
-/// Whether the disk is full, as the log thread and upkeep see it: it is when either says so.
+/// Whether a disk is full, as the log thread, upkeep and the state machine see it: it is when any of
+/// them says so.
 #[derive(Debug)]
 pub(crate) struct Space<E> {
     events: UnboundedSender<E>,
-    is_full: Mutex<[bool; 2]>,
+    is_full: Mutex<[bool; 3]>,
 }
 
 /// Who says that the disk is full.
 #[derive(Clone, Copy, Debug)]
-enum Witness {
+pub(crate) enum Witness {
     /// Nothing can be written.
     Log,
     /// No segment can be made ahead of its use: soon nothing can be written.
     Upkeep,
+    /// The state machine cannot write what it has applied: soon nothing can be applied.
+    Machine,
 }
 
 impl<E: From<LogEvent>> Space<E> {
@@ -87,13 +90,14 @@ impl<E: From<LogEvent>> Space<E> {
     }
 
     /// Tells the node, if it makes a difference.
-    fn set(&self, witness: Witness, is_full: bool) {
+    pub(crate) fn set(&self, witness: Witness, is_full: bool) {
         // Nobody panics while holding it.
         let mut said = self.is_full.lock().unwrap_or_else(PoisonError::into_inner);
         let before = said.contains(&true);
         match witness {
             Witness::Log => said[0] = is_full,
             Witness::Upkeep => said[1] = is_full,
+            Witness::Machine => said[2] = is_full,
         }
         let is_full = said.contains(&true);
         if is_full != before {

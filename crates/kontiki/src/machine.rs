@@ -55,6 +55,13 @@ pub trait StateMachine: Send + 'static {
         None
     }
 
+    /// Whether the machine cannot write because its disk is full. Asked after each batch, and every
+    /// second of a machine that keeps its state on disk. While it says so the node takes no
+    /// proposals and hands its leadership over; when it does no more, all goes on by itself.
+    fn is_storage_full(&self) -> bool {
+        false
+    }
+
     /// Carries out a batch, for machines that commit transactions. `respond` must be called
     /// once for each command, in order.
     ///

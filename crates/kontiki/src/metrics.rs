@@ -83,6 +83,7 @@ struct Gauges {
     lease_left: Gauge,
     is_storage_full: Gauge,
     is_damaged: Gauge,
+    needs_snapshot: Gauge,
     queue: [Gauge; 3],
     unanswered: Gauge,
 }
@@ -136,6 +137,7 @@ impl Meters {
                 lease_left: gauge!("kontiki_lease_left_seconds", labels()),
                 is_storage_full: gauge!("kontiki_is_storage_full", labels()),
                 is_damaged: gauge!("kontiki_is_damaged", labels()),
+                needs_snapshot: gauge!("kontiki_needs_snapshot", labels()),
                 queue: [queue("requests"), queue("control"), queue("append")],
                 unanswered: gauge!("kontiki_unanswered_requests", labels()),
             },
@@ -237,6 +239,7 @@ impl Meters {
         gauges.lease_left.set(left.as_secs_f64());
         gauges.is_storage_full.set(flag(status.is_storage_full));
         gauges.is_damaged.set(flag(status.damaged.is_some()));
+        gauges.needs_snapshot.set(flag(status.needs_snapshot.is_some()));
         let Depths { requests, control, append, unanswered } = depths;
         for (gauge, length) in gauges.queue.iter().zip([requests, control, append]) {
             gauge.set(size(length));

@@ -213,6 +213,7 @@ impl Requests {
         match why {
             Rejection::NotLeader { .. }
             | Rejection::NotReady
+            | Rejection::NoState
             | Rejection::Transferring { .. }
             | Rejection::MembershipInProgress { .. } => {
                 let Some(request) = self.open.get_mut(&attempt) else { return };

@@ -191,6 +191,7 @@ impl<S: StateMachine> Ready<S> {
             message_bytes_max: message_bytes_max(&config),
         };
         say_damaged(identity.id, &recovered);
+        say_bereft(identity.id, &recovered);
         let replica = Replica::new(config, recovered, clock.now()).map_err(StartError::Restore)?;
         let links = transport
             .start(local, inbox.clone())
@@ -239,6 +240,17 @@ fn say_damaged(id: NodeId, recovered: &Recovered) {
             %id, %first, %last,
             "the log is damaged: this node neither votes nor leads until its peers have given \
              these entries back",
+        );
+    }
+}
+
+fn say_bereft(id: NodeId, recovered: &Recovered) {
+    let Recovered { applied, log_start, .. } = recovered;
+    if *applied < log_start.index {
+        tracing::error!(
+            %id, %applied, %log_start,
+            "the state machine has lost what the log no longer has: this node applies nothing \
+             until a leader has sent a snapshot",
         );
     }
 }
@@ -305,54 +317,78 @@ impl Disks {
                 DirSnapshots::open(self.disk, &dir).map_err(|e| StartError::Log(e.into()))?;
             snapshots = Some(Arc::new(files) as Arc<dyn SnapshotFiles>);
         }
-        let state = recover_state(machine, sessions, snapshots.as_deref(), &mut log.recovered)?;
+        let recovery = Recovery { id: log.identity.node, recovered: &mut log.recovered };
+        let state = recovery.run(machine, sessions, snapshots.as_deref())?;
         Ok(Opened { log, known_stores: Arc::new(known_stores), snapshots, state })
     }
 }
 
-/// Restores the state machine from the newest snapshot, if it needs that, and says in
-/// `recovered` where it is.
-fn recover_state<S: StateMachine>(
-    mut machine: S,
-    mut sessions: Option<Sessions<S::Response>>,
-    snapshots: Option<&dyn SnapshotFiles>,
-    recovered: &mut Recovered,
-) -> Result<State<S>, StartError> {
-    let log_start = recovered.log_start;
-    let newest = match snapshots {
-        None => None,
-        Some(files) => files
-            .recover(&mut |meta| is_covered(recovered, meta))
-            .map_err(|error| StartError::Log(error.into()))?,
-    };
-    let durable = machine.durable_applied();
-    let is_in_memory = durable.is_none();
-    let mut applied = id_at(recovered, durable.unwrap_or(Index::ZERO));
-    let is_behind = applied.index < log_start.index || is_in_memory;
-    match (&newest, snapshots) {
-        (Some(meta), Some(files)) if is_behind => {
-            let at = meta.last;
-            restore(&mut machine, sessions.as_mut(), files, meta)
-                .map_err(|source| StartError::Snapshot { at, source })?;
-            tracing::info!(%at, "restored from a snapshot");
-            applied = at;
+/// Brings the state machine to where the log goes on.
+struct Recovery<'a> {
+    id: NodeId,
+    recovered: &'a mut Recovered,
+}
+
+impl Recovery<'_> {
+    /// Restores the state machine from the newest snapshot, if it needs that, and says in
+    /// `recovered` where it is: before the start of the log, if it has lost its state and there
+    /// is a leader to be asked for a snapshot.
+    fn run<S: StateMachine>(
+        self,
+        mut machine: S,
+        mut sessions: Option<Sessions<S::Response>>,
+        snapshots: Option<&dyn SnapshotFiles>,
+    ) -> Result<State<S>, StartError> {
+        let Self { id, recovered } = self;
+        let log_start = recovered.log_start;
+        let newest = match snapshots {
+            None => None,
+            Some(files) => files
+                .recover(&mut |meta| is_covered(recovered, meta))
+                .map_err(|error| StartError::Log(error.into()))?,
+        };
+        let durable = machine.durable_applied();
+        let is_in_memory = durable.is_none();
+        let mut applied = id_at(recovered, durable.unwrap_or(Index::ZERO));
+        let is_behind = applied.index < log_start.index || is_in_memory;
+        match (&newest, snapshots) {
+            (Some(meta), Some(files)) if is_behind => {
+                let at = meta.last;
+                restore(&mut machine, sessions.as_mut(), files, meta)
+                    .map_err(|source| StartError::Snapshot { at, source })?;
+                tracing::info!(%at, "restored from a snapshot");
+                applied = at;
+            }
+            // Nobody could send one, or it could not be kept.
+            _ if applied.index < log_start.index
+                && (is_alone(id, recovered) || snapshots.is_none()) =>
+            {
+                return Err(StartError::NoSnapshot { log_start, applied: applied.index });
+            }
+            _ => {}
         }
-        _ if applied.index < log_start.index => {
-            return Err(StartError::NoSnapshot { log_start, applied: applied.index });
-        }
-        _ => {}
+        recovered.applied = applied.index;
+        let known = recovered.memberships.iter().rev().find(|(at, _)| at.index <= applied.index);
+        let membership = match (known, &newest, recovered.memberships.first()) {
+            (Some((at, membership)), ..) => {
+                machine.membership_changed(*at, membership);
+                Arc::clone(membership)
+            }
+            (None, Some(meta), _) => Arc::clone(&meta.membership),
+            // A snapshot will bring its own.
+            (None, None, Some((_, first))) => Arc::clone(first),
+            (None, None, None) => return Err(StartError::Restore(RestoreError::NoVoters)),
+        };
+        Ok(State { machine, sessions, is_in_memory, applied, membership, newest })
     }
-    recovered.applied = applied.index;
-    let known = recovered.memberships.iter().rev().find(|(at, _)| at.index <= applied.index);
-    let membership = match (known, &newest) {
-        (Some((at, membership)), _) => {
-            machine.membership_changed(*at, membership);
-            Arc::clone(membership)
-        }
-        (None, Some(meta)) => Arc::clone(&meta.membership),
-        (None, None) => return Err(StartError::Restore(RestoreError::NoVoters)),
-    };
-    Ok(State { machine, sessions, is_in_memory, applied, membership, newest })
+}
+
+/// Whether there is nobody to send a snapshot.
+fn is_alone(id: NodeId, recovered: &Recovered) -> bool {
+    recovered
+        .memberships
+        .last()
+        .is_some_and(|(_, membership)| membership.is_voter(id) && membership.replicas().len() == 1)
 }
 
 /// Whether the log goes on from this snapshot. One that it does not reach was received, and the
@@ -422,6 +458,7 @@ impl<R: Send + 'static> Starter<'_, R> {
             }
         };
         let syncs = log_sync_seconds(self.id);
+        let of_machine = Arc::clone(&space);
         let log_loop = LogLoop { log: writer, jobs, events, space, upkeep: wake_upkeep, syncs };
         self.spawn("log", move || log_loop.run())?;
         let (tell, log_reader) = (self.events.clone(), Arc::clone(&reader));
@@ -438,7 +475,7 @@ impl<R: Send + 'static> Starter<'_, R> {
         };
         let State { machine, sessions, applied, membership, .. } = state;
         let parts = ApplyParts { machine, log: reader, applied, membership, sessions, snapshots };
-        let applier = Applier::new(parts, self.events.clone());
+        let applier = Applier::new(parts, self.events.clone(), of_machine);
         self.spawn("apply", move || applier.run(&apply_jobs))?;
         Ok(Threads { log, apply, stored, joins: self.joins })
     }

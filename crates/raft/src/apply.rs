@@ -15,6 +15,9 @@ pub(crate) struct Applying {
     applied: Index,
     /// The state machine will still know up to here after power loss.
     durable: Index,
+    /// The state machine lacks what the log no longer has: nothing is applied before a snapshot
+    /// has come.
+    is_bereft: bool,
     /// A snapshot that replaces the whole state, and comes before any further entry. Waits for
     /// the log to be reset to it.
     install: Option<SnapshotMeta>,
@@ -34,11 +37,12 @@ pub(crate) struct Applying {
 const STORED_ENTRIES_MAX: u64 = 1024;
 
 impl Applying {
-    pub(crate) fn new(applied: Index) -> Self {
+    pub(crate) fn new(applied: Index, log_start: Index) -> Self {
         Self {
             handed_out: applied,
             applied,
             durable: Index::ZERO,
+            is_bereft: applied < log_start,
             install: None,
             stored_upto: Index::ZERO,
             held: None,
@@ -79,7 +83,13 @@ impl Applying {
     pub(crate) fn install(&mut self, meta: &SnapshotMeta) {
         if self.handed_out < meta.last.index {
             self.install = Some(meta.clone());
+            self.is_bereft = false;
         }
+    }
+
+    /// Whether the state machine lacks what the log no longer has.
+    pub(crate) fn is_bereft(&self) -> bool {
+        self.is_bereft
     }
 
     /// Keeps a snapshot for later if the state machine reads from the log: it would find the
@@ -126,7 +136,7 @@ impl RaftCore {
             self.applying.on_handed_out(meta.last.index, 0);
             out.push(Apply::Snapshot(meta));
         }
-        if self.applying.install.is_some() {
+        if self.applying.install.is_some() || self.applying.is_bereft {
             return; // the entries before it are gone, those after it come after it (pitfall M10)
         }
         while self.applying.handed_out < target

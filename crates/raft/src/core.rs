@@ -15,6 +15,7 @@ use crate::{
     SnapshotEffect, SoftState, Status, StoreId, Term, Timestamp, VoteKind, WriteBatch, WriteTicket,
     append::Following,
     apply::Applying,
+    bereft::check_state,
     damage::{Damage, check_damage},
     election::Election,
     log::LogView,
@@ -103,6 +104,7 @@ impl RaftCore {
         config.validate().map_err(RestoreError::Config)?;
         check(&recovered)?;
         check_damage(config.id, &recovered)?;
+        check_state(config.id, &recovered)?;
         let Recovered { hard_state, log_start, term_runs, last, applied, is_pristine, .. } =
             recovered;
         let memberships = Memberships::new(recovered.memberships).ok_or(RestoreError::NoVoters)?;
@@ -124,7 +126,7 @@ impl RaftCore {
             peer_stores: BTreeMap::new(),
             state: State::Follower(Following::default()),
             writes: Writes::new(last.index),
-            applying: Applying::new(applied),
+            applying: Applying::new(applied, log_start.index),
             forwarded: Forwarded::new(rng.next_u64()),
             forwarded_reads: ForwardedReads::new(rng.next_u64()),
             loyal_until,
@@ -254,6 +256,7 @@ impl RaftCore {
             lease_until: self.lease_until().filter(|&until| self.now < until),
             transfer_to: self.transfer_to(),
             damaged: self.damage.as_ref().map(Damage::range),
+            needs_snapshot: self.needs_snapshot(),
             log_bytes: self.log.sizes().total(),
             is_storage_full: self.storage.is_full,
             oldest_write: self.writes.oldest(),
@@ -327,6 +330,7 @@ impl RaftCore {
             priority: self.config.priority,
             is_full: self.storage.is_full,
             damaged: self.damage.as_ref().map(|damage| damage.life),
+            needs_snapshot: self.needs_snapshot(),
         }
     }
 
@@ -543,7 +547,8 @@ fn check(recovered: &Recovered) -> Result<(), RestoreError> {
         term_runs.last().map_or(*last == *log_start, |run| run.term == last.term);
     let has_first_run = log_start.index == last.index
         || term_runs.first().is_some_and(|run| run.index <= log_start.index.next());
-    if !is_last_in_last_run || !has_first_run || hard_state.term < last.term {
+    let is_in_order = log_start.index <= last.index && last.term <= hard_state.term;
+    if !is_last_in_last_run || !has_first_run || !is_in_order {
         return Err(RestoreError::TermsOutOfOrder { at: *last });
     }
     if last.index < hard_state.commit && recovered.damaged.is_none() {
@@ -551,12 +556,6 @@ fn check(recovered: &Recovered) -> Result<(), RestoreError> {
     }
     if last.index < *applied && recovered.damaged.is_none() {
         return Err(RestoreError::AppliedBeyondLog { applied: *applied, last: *last });
-    }
-    if *applied < log_start.index {
-        return Err(RestoreError::LogStartsAfterApplied {
-            applied: *applied,
-            log_start: *log_start,
-        });
     }
     Ok(())
 }

@@ -272,6 +272,9 @@ pub enum Rejection {
     InvalidChange(ChangeError),
     /// The disk of the leader is full. Reads go on.
     NoSpace,
+    /// The state machine of this node, or of the leader, has lost its state and waits for a
+    /// snapshot. Try again.
+    NoState,
 }
 
 impl fmt::Display for Rejection {
@@ -295,6 +298,7 @@ impl fmt::Display for Rejection {
             }
             Self::InvalidChange(why) => write!(f, "{why}"),
             Self::NoSpace => f.write_str("the disk of the leader is full"),
+            Self::NoState => f.write_str("the state was lost, and a snapshot has not come yet"),
         }
     }
 }

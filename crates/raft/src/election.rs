@@ -7,7 +7,7 @@
 //! A vote is durable before it is sent, the candidate's own included (thesis §3.8): it counts
 //! for itself only once its ballot is on disk.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     Body, NodeId, RaftCore, RequestVote, RequestVoteReply, Term, Timestamp, VoteKind, core::State,
@@ -40,7 +40,8 @@ impl RaftCore {
     /// Deviation: in Figure 2 a node that restarts may vote at once (pitfall R9).
     pub(crate) fn arm_first_election(&mut self) {
         let half = self.patience(self.config.election_timeout / 2);
-        self.election_deadline = self.loyal_until.max(self.now) + self.random_delay(half);
+        self.election_deadline =
+            self.loyal_until.max(self.now) + self.deference() + self.random_delay(half);
     }
 
     /// The leader's process seems to be gone. No vote can be had before the loyalty to it ends,
@@ -70,14 +71,15 @@ impl RaftCore {
         self.election_deadline = self.election_deadline.min(deadline);
     }
 
-    /// How much longer a node waits whose disk is full: it could lead, but not take a proposal.
-    fn deference(&self) -> std::time::Duration {
-        if self.storage.is_full { self.config.election_timeout } else { std::time::Duration::ZERO }
+    /// How much longer a node waits that could lead, but not take a proposal: because its disk
+    /// is full, or its state machine waits for a snapshot.
+    fn deference(&self) -> Duration {
+        if self.could_serve() { Duration::ZERO } else { self.config.election_timeout }
     }
 
-    fn random_delay(&mut self, max: std::time::Duration) -> std::time::Duration {
+    fn random_delay(&mut self, max: Duration) -> Duration {
         let nanos = u64::try_from(max.as_nanos()).unwrap_or(u64::MAX);
-        std::time::Duration::from_nanos(self.rng.up_to(nanos))
+        Duration::from_nanos(self.rng.up_to(nanos))
     }
 
     pub(crate) fn on_election_timeout(&mut self) {

@@ -24,8 +24,10 @@ impl RaftCore {
         let handed_out = self.applying.handed_out();
         // A damaged log may end before what the state machine holds.
         let known = self.damage.as_ref().map_or(Index::ZERO, |damage| damage.applied);
-        // Or a snapshot that is about to be installed stands for it.
-        let is_covered = start <= handed_out || self.applying.installs() == Some(self.log.start());
+        // Or a snapshot that is about to be installed stands for it, or is waited for.
+        let is_covered = start <= handed_out
+            || self.applying.installs().is_some_and(|last| start <= last.index)
+            || self.applying.is_bereft();
         assert!(is_covered, "what is purged was applied: {start}, {handed_out}");
         assert!(
             handed_out <= self.commit_index.max(known),

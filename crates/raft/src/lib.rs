@@ -50,6 +50,7 @@
 
 mod append;
 mod apply;
+mod bereft;
 mod change;
 mod change_membership;
 mod config;

@@ -168,6 +168,9 @@ pub struct Report {
     pub is_full: bool,
     /// Its log was damaged and is not whole yet. The number is of this life of it, at random.
     pub damaged: Option<u64>,
+    /// Its state machine lacks what its log no longer has: it applies nothing until it gets a
+    /// snapshot that ends here or later.
+    pub needs_snapshot: Option<Index>,
 }
 
 /// What came of an [`AppendEntries`].

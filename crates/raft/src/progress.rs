@@ -117,7 +117,8 @@ impl Progress {
 
     /// Whether anything is known that would keep it from leading.
     pub(crate) fn could_lead(&self) -> bool {
-        !self.report.is_full && self.report.damaged.is_none()
+        let Report { is_full, damaged, needs_snapshot, .. } = self.report;
+        !is_full && damaged.is_none() && needs_snapshot.is_none()
     }
 
     /// Whether everything that was sent has been answered.

@@ -155,6 +155,9 @@ impl RaftCore {
         if self.storage.is_full {
             return Err(Rejection::NoSpace);
         }
+        if self.applying.is_bereft() {
+            return Err(Rejection::NoState);
+        }
         let bytes = proposal.command.len();
         self.check_size(bytes)?;
         if self.config.uncommitted_bytes_max < leading.uncommitted_bytes + bytes {

@@ -50,7 +50,8 @@ pub struct Recovered {
     /// them. Until a leader has shown that they are whole again, this node neither votes nor
     /// stands for election.
     pub damaged: Option<RangeInclusive<Index>>,
-    /// Up to where the state machine holds the effects of the log.
+    /// Up to where the state machine holds the effects of the log. If that is before `log_start`
+    /// the node waits for a snapshot from a leader before it applies anything.
     pub applied: Index,
     /// No server of this cluster ever ran on this data directory. Then there is no promise of
     /// an earlier life to wait out.
@@ -70,7 +71,8 @@ pub enum RestoreError {
         /// Where the log ends.
         last: EntryId,
     },
-    /// The log starts after what the state machine holds: the entries between are gone.
+    /// The log starts after what the state machine holds: the entries between are gone, and there
+    /// is nobody to get a snapshot from.
     LogStartsAfterApplied {
         /// What the state machine holds.
         applied: Index,
@@ -120,7 +122,7 @@ impl fmt::Display for RestoreError {
             Self::LogStartsAfterApplied { applied, log_start } => write!(
                 f,
                 "the log starts after {log_start}, but the state machine has applied only index \
-                 {applied}: the entries between are missing"
+                 {applied}: the entries between are missing, and no other server has them"
             ),
             Self::CommitBeyondLog { commit, last } => write!(
                 f,

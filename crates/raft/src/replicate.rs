@@ -267,6 +267,7 @@ impl RaftCore {
         if is_stranded {
             self.strand(from); // what it needs is purged (pitfall M12)
         }
+        self.supply(from);
         self.maybe_cancel_snapshot(from);
         self.prove_ailing();
         self.confirm_reads();

@@ -50,6 +50,13 @@ impl RaftCore {
         let State::Leader(leading) = &mut self.state else { return };
         let Some(progress) = leading.progress.get_mut(&to) else { return };
         progress.strand();
+        self.begin_snapshot(to, at_least);
+    }
+
+    /// Asks the host to send a snapshot, unless it is too early for one.
+    pub(crate) fn begin_snapshot(&mut self, to: NodeId, at_least: Index) {
+        let State::Leader(leading) = &mut self.state else { return };
+        let Some(progress) = leading.progress.get_mut(&to) else { return };
         let sending = progress.sending;
         // Who was removed is sent to for a while, but no snapshot.
         let is_leaving = progress.leaves_at.is_some();
@@ -98,7 +105,8 @@ impl RaftCore {
     pub(crate) fn maybe_cancel_snapshot(&mut self, to: NodeId) {
         let State::Leader(leading) = &mut self.state else { return };
         let Some(progress) = leading.progress.get_mut(&to) else { return };
-        if progress.state() != ProgressState::Replicate {
+        if progress.state() != ProgressState::Replicate || progress.report.needs_snapshot.is_some()
+        {
             return;
         }
         let sending = std::mem::take(&mut progress.sending);
@@ -131,15 +139,17 @@ impl RaftCore {
         if matches!(self.state, State::Leader(_) | State::Stopped) {
             return;
         }
-        if self.commit_index < last.index {
-            if self.log.id_at(last.index) == Some(last) {
-                // The log holds all of it, so all after it may be right too (pitfall M9).
-                self.commit_index = last.index;
-            } else if self.applying.hold(from, &meta) {
-                return; // the state machine is still reading from the log
-            } else {
-                self.reset_log(meta);
+        if self.log.id_at(last.index) == Some(last) {
+            // The log holds all of it, so all after it may be right too (pitfall M9).
+            self.commit_index = self.commit_index.max(last.index);
+            if self.applying.is_bereft() {
+                self.applying.install(&meta);
             }
+        } else if self.commit_index < last.index {
+            if self.applying.hold(from, &meta) {
+                return; // the state machine is still reading from the log
+            }
+            self.reset_log(meta);
         }
         self.note_snapshot(from, last.index);
     }

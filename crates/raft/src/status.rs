@@ -63,6 +63,9 @@ pub struct Status<'a> {
     pub transfer_to: Option<NodeId>,
     /// What is damaged and not refilled yet.
     pub damaged: Option<RangeInclusive<Index>>,
+    /// The state machine lacks what the log no longer has, and waits for a snapshot that ends
+    /// here or later.
+    pub needs_snapshot: Option<Index>,
     /// Whether the disk under the log is full.
     pub is_storage_full: bool,
     /// When the oldest write that is not durable was handed out.

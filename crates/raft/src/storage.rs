@@ -29,9 +29,15 @@ impl RaftCore {
         self.maybe_relieve();
     }
 
-    /// A leader with a full disk takes no proposals. Somebody else might.
+    /// Whether this node could take proposals if it led.
+    pub(crate) fn could_serve(&self) -> bool {
+        !self.storage.is_full && !self.applying.is_bereft()
+    }
+
+    /// A leader with a full disk takes no proposals, nor does one without its state. Somebody
+    /// else might.
     pub(crate) fn maybe_relieve(&mut self) {
-        if self.storage.is_full {
+        if !self.could_serve() {
             self.hand_over();
         }
     }

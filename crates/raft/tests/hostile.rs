@@ -474,6 +474,7 @@ impl Node {
         } else {
             AppendResult::Conflict { prev: self.draw_id(), hint: self.draw_id() }
         };
+        let hurt = self.rng.below(60);
         Body::AppendEntriesReply(AppendEntriesReply {
             session,
             round: Round(self.near(&[self.now.0])),
@@ -482,7 +483,8 @@ impl Node {
             report: Report {
                 priority: 0,
                 is_full: self.rng.below(8) == 0,
-                damaged: (self.rng.below(60) == 0).then(|| self.rng.below(3)),
+                damaged: (hurt == 0).then(|| self.rng.below(3)),
+                needs_snapshot: (hurt == 1).then(|| self.draw_index()),
             },
         })
     }

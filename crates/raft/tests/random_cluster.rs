@@ -27,7 +27,7 @@ const STEPS: u64 = 10_000;
 #[test]
 fn safety_holds_under_any_order_of_events() {
     let mut seen = Seen::default();
-    for seed in 0..84 {
+    for seed in 0..126 {
         World::new(seed, 1 + seed % 7).run(&mut seen);
     }
     // An empty run proves nothing.
@@ -45,6 +45,8 @@ fn safety_holds_under_any_order_of_events() {
     assert!(50 < seen.installed, "snapshots that were installed: {seen:?}");
     assert!(20 < seen.damaged, "logs that were damaged: {seen:?}");
     assert!(20 < seen.repaired, "logs that were refilled: {seen:?}");
+    assert!(20 < seen.bereft, "states that were lost: {seen:?}");
+    assert!(3 < seen.bereft_leaders, "leaders that had lost their state: {seen:?}");
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +65,8 @@ struct Seen {
     installed: usize,
     damaged: usize,
     repaired: usize,
+    bereft: usize,
+    bereft_leaders: usize,
 }
 
 /// Servers that are up and may be added, beside those that the cluster begins with.
@@ -95,6 +99,8 @@ struct World {
     shipments: Vec<(NodeId, NodeId, Session, Index)>,
     /// Logs are damaged in this world, and the membership does not change.
     has_damage: bool,
+    /// State machines lose their state in this world, and the membership does not change.
+    has_losses: bool,
     /// Open reads, with what was committed when they were asked.
     reads: BTreeMap<(NodeId, ReadId), u64>,
 }
@@ -119,6 +125,7 @@ impl World {
             next_id: 1,
             shipments: Vec::new(),
             has_damage: 2 < size && seed.is_multiple_of(3),
+            has_losses: 2 < size && seed % 3 == 1,
             reads: BTreeMap::new(),
         }
     }
@@ -168,6 +175,7 @@ impl World {
                     let who = NodeId(1 + self.pick(3));
                     self.input(who, Input::PeerStore { id, store }, seen);
                 }
+                998 => self.lose_state(id, seen),
                 _ => self.network.clear(),
             }
         }
@@ -288,7 +296,7 @@ impl World {
     /// Asks for any change, most of which make sense. A follower that lags may ask for more
     /// servers than there are: those are learners that never answer.
     fn change(&mut self, id: NodeId, seen: &mut Seen) {
-        if self.has_damage {
+        if self.has_damage || self.has_losses {
             return;
         }
         let Some(core) = &self.nodes[&id].core else { return };
@@ -357,7 +365,10 @@ impl World {
         let sender = self.nodes.get_mut(&from).expect("known");
         if sender.disk.snapshots.range(at_least..).next().is_none() {
             let made = sender.disk.snapshot(&genesis, sender.applied);
-            assert!(made.is_some_and(|made| at_least <= made), "what is purged was applied");
+            if made.is_none_or(|made| made < at_least) {
+                // The receiver has lost its state, and had applied more.
+                return self.input(from, Input::SnapshotSent { to, session, sent: None }, seen);
+            }
         }
         let newest = sender.disk.snapshots.last_key_value();
         let (meta, entries) = newest.expect("there is one").1.clone();
@@ -379,7 +390,11 @@ impl World {
         assert_eq!(truth, Some(meta.last), "seed {}: {id} installs what never was", self.seed);
         let node = self.nodes.get_mut(&id).expect("known");
         assert!(node.applied < meta.last.index, "a state machine does not go back");
-        assert!(meta.last.index <= node.disk.start.index, "the log was reset before");
+        let is_held = node.disk.log.get(place(meta.last.index)).map(|e| e.id) == Some(meta.last);
+        assert!(
+            meta.last.index <= node.disk.start.index || is_held,
+            "the log was reset before, or holds all of it"
+        );
         node.applied = meta.last.index;
         self.applied(id, seen);
     }
@@ -387,9 +402,7 @@ impl World {
     /// A node goes down, and its log is damaged. One at a time, or there might be no quorum that
     /// could bring them back.
     fn damage(&mut self, id: NodeId, seen: &mut Seen) {
-        let is_other =
-            |(&other, node): (&NodeId, &Node)| other != id && node.disk.damaged.is_some();
-        if !self.has_damage || self.nodes.iter().any(is_other) {
+        if !self.has_damage || self.is_other_hurt(id) {
             return;
         }
         self.crash(id, seen);
@@ -401,6 +414,29 @@ impl World {
             let from = (start + 1).max((end + 1).saturating_sub(whither));
             disk.damage(Index(from.min(end)), is_ballot_lost);
         }
+    }
+
+    /// A node goes down, and its state is lost, while its log is whole.
+    fn lose_state(&mut self, id: NodeId, seen: &mut Seen) {
+        if !self.has_losses || self.is_other_hurt(id) {
+            return;
+        }
+        self.crash(id, seen);
+        let disk = &mut self.nodes.get_mut(&id).expect("known").disk;
+        disk.lose_state();
+        seen.bereft += usize::from(Index::ZERO < disk.start.index);
+        // The log may be the only one with all that is committed.
+        if self.pick(2) == 0 {
+            self.start(id);
+        }
+    }
+
+    /// Whether somebody else has lost a part of what it had and not got it back.
+    fn is_other_hurt(&self, id: NodeId) -> bool {
+        self.nodes.iter().filter(|&(&other, _)| other != id).any(|(_, node)| {
+            let recovered = node.disk.recovered(&self.members);
+            node.disk.damaged.is_some() || recovered.applied < recovered.log_start.index
+        })
     }
 
     fn deliver(&mut self, seen: &mut Seen) {
@@ -454,6 +490,9 @@ impl World {
             let leader = *self.leaders.entry(soft_state.term).or_insert(id);
             assert_eq!(leader, id, "seed {}: two leaders in {}", self.seed, soft_state.term);
             seen.leaders += 1;
+            let status = self.nodes[&id].core.as_ref().map(RaftCore::status);
+            let is_bereft = status.is_some_and(|status| status.needs_snapshot.is_some());
+            seen.bereft_leaders += usize::from(is_bereft);
             self.assert_leader_is_complete(id);
         }
         for outbound in effects.messages.drain(..) {

@@ -57,16 +57,20 @@ fn a_log_that_misses_acknowledged_entries_is_refused() {
 }
 
 /// Pitfall D10: what lies between the state machine and the start of the log is never skipped.
+/// Who is alone has nobody to ask for it; who is not waits for a snapshot.
 #[test]
-fn a_log_that_starts_after_the_state_machine_is_refused() {
+fn a_log_that_starts_after_the_state_machine_needs_a_snapshot() {
     let recovered = Recovered {
         log_start: EntryId::new(2, 1),
         term_runs: vec![EntryId::new(3, 2)],
         applied: Index(1),
         ..sound()
     };
-    let error = start(recovered).unwrap_err();
+    let alone = Membership::of_voters([(NodeId(1), "")]).into();
+    let alone = Recovered { memberships: vec![(EntryId::ZERO, alone)], ..recovered.clone() };
+    let error = start(alone).unwrap_err();
     assert!(matches!(error, RestoreError::LogStartsAfterApplied { .. }), "{error}");
+    assert_eq!(start(recovered).unwrap().status().needs_snapshot, Some(Index(2)));
 }
 
 #[test]

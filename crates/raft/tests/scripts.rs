@@ -11,7 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const TOPICS: [&str; 13] = [
+const TOPICS: [&str; 14] = [
+    "bereft",
     "damage",
     "election",
     "lease",
@@ -68,6 +69,11 @@ fn every_topic_is_played() {
         .map(|dir| dir.file_name().expect("a name").to_string_lossy().into_owned())
         .collect();
     assert_eq!(dirs, TOPICS);
+}
+
+#[test]
+fn bereft() {
+    play("bereft");
 }
 
 #[test]

@@ -50,6 +50,9 @@ pub struct ServerConfig {
     /// `--log-bytes-max`: beyond this the log is given up though a server still needs it; that
     /// one gets a snapshot. etcd counts entries: `--snapshot-count`.
     pub log_bytes_max: u64,
+    /// `--cache-bytes`: the newest values are kept in so much memory. `None`: a quarter of the
+    /// memory of this machine or control group, at most 1 GiB. Not a flag of etcd.
+    pub cache_bytes: Option<usize>,
     /// `--priority`: who should lead if all else is equal. Not a flag of etcd.
     pub priority: u8,
     /// `--experimental-lease-reads-drift-ppm`: reads are served under a lease of the leader, which
@@ -80,6 +83,7 @@ impl Default for ServerConfig {
             log_segment_bytes: 64 << 20,
             log_keep_bytes: 16 << 20,
             log_bytes_max: 1 << 30,
+            cache_bytes: None,
             priority: 0,
             lease_reads_drift_ppm: 0,
         }

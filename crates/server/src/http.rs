@@ -86,10 +86,15 @@ impl Query<'_> {
 }
 
 /// `GET /health`: whether this server can serve, or with `serializable=true` whether it could by
-/// itself. No alarm is ever raised here, so `exclude` excludes nothing.
+/// itself. Its own alarms make it unhealthy, unless `exclude` names them; those of the others do
+/// not, unlike in etcd, for it serves on.
 async fn health(service: &Arc<Service>, query: &Query<'_>) -> Response {
     let is_local = query.all("serializable").any(|value| value == "true");
-    let reason = if !is_local && service.soft_state().leader.is_none() {
+    let mut alarms = service.roster.own_alarms().kinds().map(|kind| kind.as_str_name());
+    let alarm = alarms.find(|name| query.all("exclude").all(|excluded| excluded != *name));
+    let reason = if let Some(name) = alarm {
+        Some(format!("ALARM {name}"))
+    } else if !is_local && service.soft_state().leader.is_none() {
         Some("RAFT NO LEADER".to_owned())
     } else {
         read(service, is_local).await.err().map(|why| format!("RANGE ERROR:{why}"))
@@ -112,9 +117,11 @@ async fn read(service: &Service, is_local: bool) -> Result<(), String> {
             return Err(Refusal::NotForLearners.message().to_owned());
         }
         service.read_barrier().await.map_err(told)?;
+    } else {
+        service.check_local().map_err(told)?;
     }
     let request = RangeRequest { key: "health".into(), ..RangeRequest::default() };
-    service.store.range(&request).map(drop).map_err(|error| told(error.into()))
+    service.noted(service.store.range(&request)).map(drop).map_err(|error| told(error.into()))
 }
 
 /// One thing that `/livez` or `/readyz` looks at, by its name.
@@ -135,6 +142,9 @@ impl Check {
             "serializable_read" => read(service, true).await,
             "linearizable_read" => read(service, false).await,
             "non_learner" if service.roster.is_learner() => Err("this server is a learner".into()),
+            "data_corruption" if service.roster.own_alarms().corrupt => {
+                Err("the store was damaged and is being fetched from the others".into())
+            }
             "data_corruption" => service.store.check().map_err(|fatal| fatal.to_string()),
             _ => Ok(()),
         }

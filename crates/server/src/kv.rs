@@ -31,6 +31,8 @@ pub(crate) async fn range(
             return Err(Refusal::NotForLearners.into());
         }
         service.read_barrier().await?;
+    } else {
+        service.check_local()?;
     }
     if is_small(&request) {
         return answer_range(service, &request);
@@ -39,7 +41,7 @@ pub(crate) async fn range(
 }
 
 fn answer_range(service: &Service, request: &RangeRequest) -> Result<grpc::Response, Failure> {
-    let answer = service.store.range(request)?;
+    let answer = service.noted(service.store.range(request))?;
     let header = service.header(answer.revision);
     Ok(grpc::reply(&to_wire::range(answer, header)))
 }
@@ -98,6 +100,8 @@ pub(crate) async fn txn(
         request.validate(service.limits.txn_ops_max)?;
         if !request.is_serializable() {
             service.read_barrier().await?;
+        } else {
+            service.check_local()?;
         }
         if is_small_txn(&request) {
             return answer_txn(service, &request);
@@ -114,7 +118,7 @@ pub(crate) async fn txn(
 }
 
 fn answer_txn(service: &Service, request: &TxnRequest) -> Result<grpc::Response, Failure> {
-    let answer = service.store.txn_read(request)?;
+    let answer = service.noted(service.store.txn_read(request))?;
     let header = service.header(answer.revision);
     Ok(grpc::reply(&to_wire::txn(answer, header)))
 }

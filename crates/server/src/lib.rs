@@ -36,9 +36,11 @@
 //! Inside: `listener` owns the sockets, `service` knows which method is answered where, `grpc`
 //! turns bytes into messages and back, `kv`, `cluster`, `maintenance` and `health` answer, `http`
 //! and `metrics` what is not gRPC,
-//! `from_wire` and `to_wire` translate, `machine` applies what was committed. Only [`status`]
+//! `from_wire` and `to_wire` translate, `machine` applies what was committed, `repair` moves a damaged
+//! store aside and `alarms` tells of it. Only [`status`]
 //! knows etcd's error texts.
 
+mod alarms;
 mod cluster;
 mod config;
 mod from_wire;
@@ -50,9 +52,11 @@ mod listener;
 mod machine;
 mod maintenance;
 mod members;
+mod memory;
 pub mod metrics;
 pub mod proto;
 mod rebuild;
+mod repair;
 mod server;
 mod service;
 pub mod status;
@@ -61,4 +65,5 @@ mod to_wire;
 pub use config::{ConfigError, ServerConfig};
 pub use maintenance::API_VERSION;
 pub use rebuild::{Rebuild, RebuildError, Rebuilt, Survivor};
-pub use server::{RunningServer, Server, ServerFault, ShutdownError, StartError};
+pub use repair::RepairError;
+pub use server::{RecoverError, RunningServer, Server, ServerFault, ShutdownError, StartError};

@@ -5,9 +5,10 @@
 //!   │ kind  │ content │     1     a command of the store; the byte is the version of its encoding
 //!                         0xa0  a member announces itself: an encoded `Member`
 //!                         0xa1  the same, and it asks the others to do so too
+//!                         0xa2  an alarm is to be forgotten: an encoded `AlarmMember`
 //! ```
 //!
-//! Announcements tell everyone where clients reach a member. They are not part of the replicated
+//! Announcements tell everyone where clients reach a member, and what is wrong with it. They are not part of the replicated
 //! state and are on no disk but the log's: a server that starts, or that skips a part of the log
 //! by a snapshot, announces itself and asks, so what the others know of themselves it soon knows
 //! as well.
@@ -15,14 +16,15 @@
 use std::{fmt, io, sync::Arc};
 
 use kontiki::{Batch, Command, EntryId, Index, Membership, SnapshotWriter, StateMachine};
-use kontiki_store::{Bytes, Request, Response, Store, StoreError, StoreSnapshot};
+use kontiki_store::{Bytes, Fatal, Request, Response, Store, StoreError, StoreSnapshot};
 use prost::Message;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::{members::Roster, proto::etcdserverpb as pb};
+use crate::{alarms::Alarms, members::Roster, proto::etcdserverpb as pb, repair};
 
 const ANNOUNCE: u8 = 0xa0;
 const ANNOUNCE_AND_ASK: u8 = 0xa1;
+const DISARM: u8 = 0xa2;
 
 /// What applying a command returns to the one who proposed it.
 pub(crate) enum Reply {
@@ -40,7 +42,7 @@ pub(crate) struct KvMachine {
 }
 
 /// What the state machine has for the rest of the server to do.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Cues {
     /// Another member asks for announcements.
     pub(crate) asked: Notify,
@@ -48,6 +50,16 @@ pub(crate) struct Cues {
     pub(crate) restored: Notify,
     /// This server is a member no more.
     pub(crate) removed: Notify,
+    /// The store has given back something that is damaged, at a place where nobody else would
+    /// hear of it.
+    pub(crate) store_fault: watch::Sender<Option<Fatal>>,
+}
+
+impl Cues {
+    pub(crate) fn new() -> Self {
+        let (asked, restored, removed) = (Notify::new(), Notify::new(), Notify::new());
+        Self { asked, restored, removed, store_fault: watch::Sender::new(None) }
+    }
 }
 
 impl fmt::Debug for KvMachine {
@@ -60,23 +72,51 @@ impl fmt::Debug for KvMachine {
 pub(crate) fn announcement(
     id: u64,
     name: &str,
-    client_ur_ls: Vec<String>,
+    client_urls: Vec<String>,
+    alarms: Alarms,
     is_question: bool,
 ) -> Vec<u8> {
     let mut command = vec![if is_question { ANNOUNCE_AND_ASK } else { ANNOUNCE }];
-    let name = name.to_owned();
-    let member = pb::Member { id, name, client_ur_ls, ..pb::Member::default() };
-    member.encode(&mut command).expect("a vector grows as needed");
+    let (name, alarms) = (name.to_owned(), alarms.numbers());
+    let announced = Announcement { id, name, client_urls, alarms };
+    announced.encode(&mut command).expect("a vector grows as needed");
     command
+}
+
+/// The command with which everyone forgets an alarm. Whose it is raises it again if it is true.
+pub(crate) fn disarming(alarm: &pb::AlarmMember) -> Vec<u8> {
+    let mut command = vec![DISARM];
+    alarm.encode(&mut command).expect("a vector grows as needed");
+    command
+}
+
+/// What a member says of itself: etcd's `Member`, as far as it has a use here, and more. Fields
+/// are only ever added.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Announcement {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, repeated, tag = "4")]
+    client_urls: Vec<String>,
+    /// Numbers of etcd's `AlarmType`.
+    #[prost(int32, repeated, tag = "16")]
+    alarms: Vec<i32>,
 }
 
 /// The store at one moment. Who the members are is not in it: Raft keeps that beside.
 #[derive(Debug)]
-pub(crate) struct KvSnapshot(StoreSnapshot);
+pub(crate) struct KvSnapshot(StoreSnapshot, Arc<Cues>);
 
 impl SnapshotWriter for KvSnapshot {
     fn write_to(self, to: &mut dyn io::Write) -> io::Result<()> {
-        self.0.write_to(to)
+        let Self(snapshot, cues) = self;
+        snapshot.write_to(to).inspect_err(|error| {
+            if let Some(fatal) = repair::damage_in(error) {
+                cues.store_fault.send_replace(Some(fatal));
+            }
+        })
     }
 }
 
@@ -89,7 +129,8 @@ impl StateMachine for KvMachine {
     }
 
     fn snapshot(&mut self) -> io::Result<KvSnapshot> {
-        self.store.snapshot().map(KvSnapshot).map_err(io::Error::other)
+        let snapshot = self.store.snapshot().map_err(io::Error::other)?;
+        Ok(KvSnapshot(snapshot, Arc::clone(&self.cues)))
     }
 
     fn restore(&mut self, at: EntryId, from: &mut dyn io::Read) -> io::Result<()> {
@@ -110,6 +151,10 @@ impl StateMachine for KvMachine {
         Some(Index(self.store.durable_applied()))
     }
 
+    fn is_storage_full(&self) -> bool {
+        self.store.is_full()
+    }
+
     fn apply_batch(&mut self, batch: Batch<'_>, respond: &mut dyn FnMut(Reply)) -> io::Result<()> {
         let mut requests = Vec::with_capacity(batch.commands.len());
         let mut announcements = Vec::new();
@@ -118,6 +163,10 @@ impl StateMachine for KvMachine {
             match command.data.first() {
                 Some(&kind @ (ANNOUNCE | ANNOUNCE_AND_ASK)) => {
                     self.hear(kind == ANNOUNCE_AND_ASK, command.data.slice(1..));
+                    announcements.push(index);
+                }
+                Some(&DISARM) => {
+                    self.disarm(command.data.slice(1..));
                     announcements.push(index);
                 }
                 _ => {
@@ -148,10 +197,23 @@ impl KvMachine {
     /// Takes note of an announcement. One that cannot be read is of a later version, and is
     /// ignored: it carries nothing that the store depends on.
     fn hear(&self, is_question: bool, content: Bytes) {
-        let Ok(member) = pb::Member::decode(content) else { return };
-        if is_question && member.id != self.roster.me().id {
+        let Ok(Announcement { id, name, client_urls, alarms }) = Announcement::decode(content)
+        else {
+            return;
+        };
+        if is_question && id != self.roster.me().id {
             self.cues.asked.notify_one();
         }
-        self.roster.hear(member.id, member.name, member.client_ur_ls);
+        self.roster.hear(id, name, client_urls, Alarms::from_numbers(&alarms));
+    }
+
+    fn disarm(&self, content: Bytes) {
+        let Ok(pb::AlarmMember { member_id, alarm }) = pb::AlarmMember::decode(content) else {
+            return;
+        };
+        self.roster.disarm(member_id, alarm);
+        if member_id == self.roster.me().id {
+            self.cues.asked.notify_one(); // what is true is said again
+        }
     }
 }

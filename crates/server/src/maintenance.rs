@@ -3,7 +3,9 @@
 use kontiki::Role;
 
 use crate::{
+    alarms,
     grpc::Received,
+    machine,
     proto::etcdserverpb::{self as pb, alarm_request::AlarmAction},
     service::Service,
     status::{self, Failure, Refusal},
@@ -32,9 +34,15 @@ pub(crate) async fn status(
             damaged.end()
         ));
     }
-    if status.is_storage_full {
-        errors.push("kontiki: the disk under the log is full".to_owned());
+    if status.needs_snapshot.is_some() {
+        errors.push(
+            "kontiki: the store was lost, and is being fetched from another server".to_owned(),
+        );
     }
+    if status.is_storage_full {
+        errors.push("kontiki: the disk is full".to_owned());
+    }
+    errors.extend(service.roster.alarms().iter().map(alarms::text));
     Ok(pb::StatusResponse {
         header: Some(service.header(service.store.revision())),
         version: API_VERSION.to_owned(),
@@ -71,18 +79,33 @@ pub(crate) async fn move_leader(
     Ok(pb::MoveLeaderResponse { header: None })
 }
 
-/// `Maintenance.Alarm`. Nothing here raises an alarm yet, so to ask which there are has an
-/// answer; `etcdctl endpoint health` asks.
+/// `Maintenance.Alarm`. An alarm says what is, so none is raised by hand, and one that is
+/// disarmed while it is true comes back.
 pub(crate) async fn alarm(
     service: &Service,
     call: Received<pb::AlarmRequest>,
 ) -> Result<pb::AlarmResponse, Failure> {
-    if call.message.action != i32::from(AlarmAction::Get) {
-        return Err(status::not_yet("Maintenance", "Alarm").into());
+    let pb::AlarmRequest { action, member_id, alarm: kind } = call.message;
+    let is_of_kind = |alarm: &pb::AlarmMember| kind == 0 || alarm.alarm == kind;
+    let is_meant = |alarm: &pb::AlarmMember| is_of_kind(alarm) && alarm.member_id == member_id;
+    let mut alarms = service.roster.alarms();
+    if action == i32::from(AlarmAction::Get) {
+        service.raft.read_barrier().await?;
+        alarms = service.roster.alarms();
+        alarms.retain(is_of_kind); // of whichever member, as in etcd
+    } else {
+        alarms.retain(is_meant);
+        if action == i32::from(AlarmAction::Activate) && alarms.is_empty() {
+            return Err(status::no_alarm_by_hand().into());
+        }
+        if action == i32::from(AlarmAction::Deactivate) {
+            for alarm in &alarms {
+                service.raft.propose(machine::disarming(alarm)).await?;
+            }
+        }
     }
-    service.raft.read_barrier().await?;
     let header = Some(service.header(service.store.revision()));
-    Ok(pb::AlarmResponse { header, alarms: Vec::new() })
+    Ok(pb::AlarmResponse { header, alarms })
 }
 
 fn signed(bytes: u64) -> i64 {

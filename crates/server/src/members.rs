@@ -21,7 +21,7 @@ use kontiki::{Bytes, Change, MemberRole, Membership, NodeId, Promotion};
 use prost::Message as _;
 use sha1::{Digest, Sha1};
 
-use crate::{config::host_and_port, proto::etcdserverpb as pb};
+use crate::{alarms::Alarms, config::host_and_port, proto::etcdserverpb as pb};
 
 /// A member as clients see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +68,8 @@ struct People {
     cluster_id: u64,
     me: Member,
     is_removed: bool,
+    /// What is wrong with this server.
+    own_alarms: Alarms,
     /// Sorted by node.
     members: Vec<Member>,
     /// What members have said of themselves, by id. Not durable: a server that starts asks the
@@ -79,6 +81,7 @@ struct People {
 struct Heard {
     name: String,
     client_urls: Vec<String>,
+    alarms: Alarms,
 }
 
 impl Roster {
@@ -114,6 +117,7 @@ impl Roster {
                 cluster_id: cluster_id(members.iter().map(|member| member.id).collect()),
                 me: founder.unwrap_or_default(),
                 is_removed: false,
+                own_alarms: Alarms::default(),
                 members,
                 heard: BTreeMap::new(),
             }),
@@ -261,10 +265,45 @@ impl Roster {
     }
 
     /// Takes note of what the member `id` says of itself. One that is no member says nothing.
-    pub(crate) fn hear(&self, id: u64, name: String, client_urls: Vec<String>) {
+    pub(crate) fn hear(&self, id: u64, name: String, client_urls: Vec<String>, alarms: Alarms) {
         let mut people = self.people_mut();
         if people.members.iter().any(|member| member.id == id) {
-            people.heard.insert(id, Heard { name, client_urls });
+            people.heard.insert(id, Heard { name, client_urls, alarms });
+        }
+    }
+
+    /// What is wrong with this server.
+    pub(crate) fn own_alarms(&self) -> Alarms {
+        self.people().own_alarms
+    }
+
+    /// Changes what is wrong with this server. Says whether that is news.
+    pub(crate) fn change_own_alarms(&self, change: impl FnOnce(&mut Alarms)) -> bool {
+        let mut people = self.people_mut();
+        let before = people.own_alarms;
+        change(&mut people.own_alarms);
+        people.own_alarms != before
+    }
+
+    /// All alarms of all members: this one's as it knows them, the others' as they told.
+    pub(crate) fn alarms(&self) -> Vec<pb::AlarmMember> {
+        let people = self.people();
+        let of = |member: &Member| match people.heard.get(&member.id) {
+            _ if member.id == people.me.id => people.own_alarms,
+            Some(heard) => heard.alarms,
+            None => Alarms::default(),
+        };
+        let alarms = people.members.iter().flat_map(|member| {
+            let alarm = move |kind| pb::AlarmMember { member_id: member.id, alarm: kind };
+            of(member).kinds().map(i32::from).map(alarm)
+        });
+        alarms.collect()
+    }
+
+    /// Forgets an alarm that a member has told of.
+    pub(crate) fn disarm(&self, id: u64, kind: i32) {
+        if let Some(heard) = self.people_mut().heard.get_mut(&id) {
+            heard.alarms = heard.alarms.without(kind);
         }
     }
 
@@ -389,6 +428,27 @@ mod tests {
         assert_eq!((members(&roster), roster.ids()), (before, ids));
     }
 
+    /// Each member tells of its own alarms; this one's are what it knows itself.
+    #[test]
+    fn alarms_are_those_that_each_member_has_told_of() {
+        let (roster, _) = founded();
+        let (me, other) = (roster.me().id, members(&roster)[1].id);
+        let corrupt = Alarms { corrupt: true, ..Alarms::default() };
+        for id in [me, other, 7] {
+            roster.hear(id, String::new(), Vec::new(), corrupt);
+        }
+        let alarm = |member_id, alarm| pb::AlarmMember { member_id, alarm };
+        assert_eq!(roster.alarms(), [alarm(other, 2)], "what this one said is over");
+        assert!(roster.change_own_alarms(|alarms| alarms.no_space = true));
+        assert!(!roster.change_own_alarms(|alarms| alarms.no_space = true));
+        assert_eq!(roster.alarms(), [alarm(me, 1), alarm(other, 2)]);
+        roster.disarm(other, 1);
+        assert_eq!(roster.alarms().len(), 2, "another one");
+        roster.disarm(other, 2);
+        roster.disarm(me, 1);
+        assert_eq!(roster.alarms(), [alarm(me, 1)], "it is still true");
+    }
+
     /// A server that joins knows neither the token nor who the first members were.
     #[test]
     fn records_tell_a_newcomer_who_everyone_is() {
@@ -429,7 +489,12 @@ mod tests {
         membership.members.push(third);
         roster.follow(&membership);
         assert_eq!(roster.name_of(NodeId(3)), NodeId(3).to_string());
-        roster.hear(newcomer.id, "c".to_owned(), vec!["http://c:2379".to_owned()]);
+        roster.hear(
+            newcomer.id,
+            "c".to_owned(),
+            vec!["http://c:2379".to_owned()],
+            Alarms::default(),
+        );
         assert_eq!(roster.name_of(NodeId(3)), "c");
         let shown = roster.shown(newcomer.id).unwrap();
         assert_eq!((shown.name.as_str(), shown.client_ur_ls.len()), ("c", 1));

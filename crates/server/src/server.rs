@@ -18,7 +18,9 @@ use crate::{
     listener,
     machine::{self, Cues, KvMachine},
     members::Roster,
+    memory,
     rebuild::log_dir,
+    repair::{self, RepairError},
     service::{Limits, Service},
     status::{Failure, Refusal},
 };
@@ -28,6 +30,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often the store is asked whether its own thread has failed.
 const STORE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a server looks whether its alarms are still true.
+const ALARM_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +63,14 @@ pub enum StartError {
     /// The replication cannot be started.
     #[error("cannot start the replication")]
     Raft(#[source] kontiki::StartError),
+    /// The store is damaged, and cannot be fetched anew.
+    #[error("{damage}")]
+    Damaged {
+        /// What is damaged.
+        damage: String,
+        /// Why it cannot.
+        source: RepairError,
+    },
 }
 
 /// Starts servers.
@@ -74,7 +87,8 @@ pub struct RunningServer {
     stop: watch::Sender<bool>,
     listeners: JoinSet<()>,
     companions: JoinSet<()>,
-    cues: Arc<Cues>,
+    config: ServerConfig,
+    client_urls: Vec<String>,
 }
 
 impl Server {
@@ -87,6 +101,14 @@ impl Server {
     ///
     /// When a setting is wrong, or something that the server needs is not to be had.
     pub async fn start(config: ServerConfig) -> Result<RunningServer, StartError> {
+        Self::start_with(config, false).await
+    }
+
+    /// As [`start`](Self::start); `is_repaired` if the store was damaged and is empty now.
+    async fn start_with(
+        config: ServerConfig,
+        is_repaired: bool,
+    ) -> Result<RunningServer, StartError> {
         let Checked { roster, listen_clients, listen_peers, advertised, birth } = config.check()?;
         let roster = Arc::new(roster);
         let data_dir = config.data_dir.join("member");
@@ -94,8 +116,8 @@ impl Server {
         make_dir.await.map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
         let listeners = listen(&listen_clients).await?;
 
-        let store = open_store(data_dir.join("store")).await?;
-        let cues = Arc::new(Cues::default());
+        let (store, is_empty) = open_store(&config).await?;
+        let cues = Arc::new(Cues::new());
         let machine = KvMachine {
             store: Arc::clone(&store),
             roster: Arc::clone(&roster),
@@ -129,8 +151,10 @@ impl Server {
         roster.set_node(raft.identity().id);
         if let Ok(status) = raft.status().await {
             roster.follow(&status.membership);
+            let corrupt = is_repaired || is_empty || status.needs_snapshot.is_some();
+            roster.change_own_alarms(|alarms| alarms.corrupt = corrupt);
         }
-        Ok(RunningServer::assemble(&config, raft, store, roster, listeners, cues))
+        Ok(RunningServer::assemble(config, raft, store, roster, listeners, cues))
     }
 }
 
@@ -156,13 +180,57 @@ fn born(birth: Birth, dir: &Path, advertised: &str) -> Result<Birth, StartError>
     Ok(Birth::Founder { me, voters })
 }
 
-/// Opens the store beside the runtime: it reads all keys, and that takes as long as it takes.
-async fn open_store(path: PathBuf) -> Result<Arc<Store>, StartError> {
-    let opening = tokio::task::spawn_blocking(move || Store::open(&path, StoreOptions::default()));
-    match opening.await {
-        Ok(opened) => Ok(Arc::new(opened.map_err(StartError::Store)?)),
+/// Opens the store beside the runtime: it reads all keys, and that takes as long as it takes. One
+/// that is damaged is moved aside; says whether that was so.
+async fn open_store(config: &ServerConfig) -> Result<(Arc<Store>, bool), StartError> {
+    let data_dir = config.data_dir.clone();
+    let path = repair::store_dir(&data_dir);
+    let value_cache_bytes = config.cache_bytes.unwrap_or_else(memory::default_cache_bytes);
+    tracing::info!(value_cache_bytes, "opening the store");
+    let options = StoreOptions { value_cache_bytes, ..StoreOptions::default() };
+    beside(move || match Store::open(&path, options.clone()) {
+        Ok(store) => Ok((Arc::new(store), false)),
+        Err(error @ OpenError::Damaged { .. }) => {
+            let damage = with_causes(&error);
+            move_aside(&data_dir, &damage)
+                .map_err(|source| StartError::Damaged { damage, source })?;
+            let store = Store::open(&path, options).map_err(StartError::Store)?;
+            Ok((Arc::new(store), true))
+        }
+        Err(error) => Err(StartError::Store(error)),
+    })
+    .await
+}
+
+/// Moves a damaged store aside, and says so.
+fn move_aside(data_dir: &Path, damage: &str) -> Result<(), RepairError> {
+    tracing::error!(damage, "the store is damaged");
+    let moved_to = repair::move_aside(data_dir)?;
+    tracing::error!(
+        moved_to = %moved_to.display(),
+        "the damaged store was moved aside; its data is fetched anew from the log or from the \
+         other servers",
+    );
+    Ok(())
+}
+
+/// Runs what may block beside the runtime.
+async fn beside<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(run).await {
+        Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
+}
+
+/// An error and what has led to it, on one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 /// Binds all sockets, so that a wrong address is found before the disk is touched.
@@ -180,7 +248,7 @@ async fn listen(addresses: &[String]) -> Result<Vec<TcpListener>, StartError> {
 impl RunningServer {
     /// Sets everything going.
     fn assemble(
-        config: &ServerConfig,
+        config: ServerConfig,
         raft: Raft<KvMachine>,
         store: Arc<Store>,
         roster: Arc<Roster>,
@@ -206,7 +274,7 @@ impl RunningServer {
             },
         };
         let health = Health::new(can_serve);
-        let service = Arc::new(Service::new(raft, store, roster, limits, health));
+        let service = Arc::new(Service::new(raft, store, roster, limits, health, cues));
         let raft = &service.raft;
 
         let mut listeners = JoinSet::new();
@@ -219,9 +287,19 @@ impl RunningServer {
         companions.spawn(become_ready(raft.clone(), set_ready));
         companions.spawn(follow_health(raft.clone(), is_ready.clone(), set_serving));
         companions.spawn(count_leaders(Arc::clone(&service)));
-        companions.spawn(announce(Arc::clone(&service), client_urls, Arc::clone(&cues)));
+        companions.spawn(announce(Arc::clone(&service), client_urls.clone()));
+        companions.spawn(follow_alarms(Arc::clone(&service), is_ready.clone()));
         companions.spawn(publish(Arc::clone(&service), is_ready.clone()));
-        Self { service, client_addresses, is_ready, stop, listeners, companions, cues }
+        Self {
+            service,
+            client_addresses,
+            is_ready,
+            stop,
+            listeners,
+            companions,
+            config,
+            client_urls,
+        }
     }
 
     /// Waits until this server can serve: it knows a leader, and has applied what was committed
@@ -237,7 +315,48 @@ impl RunningServer {
         tokio::select! {
             fault = self.service.raft.stopped() => ServerFault::Raft(fault),
             fatal = store_failed(&self.service.store) => ServerFault::Store(fatal),
-            () = removed(&self.service, &self.cues) => ServerFault::Removed,
+            fatal = store_damaged(&self.service.cues) => ServerFault::Store(fatal),
+            () = removed(&self.service) => ServerFault::Removed,
+        }
+    }
+
+    /// Starts this server anew after a fault, if that was a damaged store: the store is moved
+    /// aside, and its data is fetched from the log or from the other servers.
+    ///
+    /// # Errors
+    ///
+    /// The fault, if it was another one; or why the server does not come up again.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped the server stops, or is stopped already.
+    pub async fn recover(self, fault: ServerFault) -> Result<Self, RecoverError> {
+        let Some(fatal) = repair::damage_of(&fault) else {
+            return Err(RecoverError::Fault(fault));
+        };
+        let damage = with_causes(&fatal);
+        self.raise_corrupt().await;
+        let config = self.config.clone();
+        if let Err(error) = self.shutdown().await {
+            tracing::debug!(error = with_causes(&error), "what is to be fetched anew has failed");
+        }
+        let data_dir = config.data_dir.clone();
+        let moved = beside(move || {
+            move_aside(&data_dir, &damage).map_err(|source| StartError::Damaged { damage, source })
+        });
+        moved.await.map_err(RecoverError::Start)?;
+        Server::start_with(config, true).await.map_err(RecoverError::Start)
+    }
+
+    /// Tells the others that this server is about to fetch its store anew. If they cannot be told
+    /// now, they are when it is back.
+    async fn raise_corrupt(&self) {
+        let service = &self.service;
+        service.roster.change_own_alarms(|alarms| alarms.corrupt = true);
+        let proposed = service.raft.propose(announcement(service, &self.client_urls, false));
+        let patience = service.limits.election_timeout;
+        if !matches!(time::timeout(patience, proposed).await, Ok(Ok(_))) {
+            tracing::warn!("the others are told of the damage later");
         }
     }
 
@@ -270,11 +389,7 @@ impl RunningServer {
         // It hands the leadership over by itself.
         self.service.raft.clone().shutdown().await.map_err(ShutdownError::Raft)?;
         let store = Arc::clone(&self.service.store);
-        let flushing = tokio::task::spawn_blocking(move || store.flush());
-        match flushing.await {
-            Ok(flushed) => flushed.map_err(ShutdownError::Store),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        beside(move || store.flush()).await.map_err(ShutdownError::Store)
     }
 }
 
@@ -294,6 +409,18 @@ pub enum ServerFault {
          no use to any other server"
     )]
     Removed,
+}
+
+/// Why a server that has failed does not come up again.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecoverError {
+    /// What it failed of cannot be helped while it runs.
+    #[error(transparent)]
+    Fault(ServerFault),
+    /// It could not be started anew.
+    #[error(transparent)]
+    Start(StartError),
 }
 
 /// What a server that is being stopped had suffered before.
@@ -316,6 +443,38 @@ async fn store_failed(store: &Store) -> kontiki_store::Fatal {
         ticks.tick().await;
         if let Err(fatal) = store.check() {
             return fatal;
+        }
+    }
+}
+
+/// Waits until a read has met damage.
+async fn store_damaged(cues: &Cues) -> kontiki_store::Fatal {
+    let mut faults = cues.store_fault.subscribe();
+    loop {
+        if let Some(fatal) = faults.borrow_and_update().clone() {
+            return fatal;
+        }
+        if faults.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Keeps the alarms of this server true, and the others told.
+async fn follow_alarms(service: Arc<Service>, is_ready: watch::Receiver<bool>) {
+    let mut ticks = time::interval(ALARM_CHECK_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let Ok(status) = service.raft.status().await else { continue };
+        let is_whole = *is_ready.borrow();
+        let is_news = service.roster.change_own_alarms(|alarms| {
+            alarms.no_space = status.is_storage_full;
+            alarms.corrupt &= !is_whole;
+        });
+        if is_news {
+            let alarms = service.roster.own_alarms();
+            tracing::info!(?alarms, "the alarms of this server have changed");
+            service.cues.asked.notify_one();
         }
     }
 }
@@ -373,12 +532,10 @@ async fn count_leaders(service: Arc<Service>) {
 
 /// Tells the others where clients reach this server: at the start and after a snapshot, when it
 /// asks the same of them, and whenever one of them asks.
-async fn announce(service: Arc<Service>, client_urls: Vec<String>, cues: Arc<Cues>) {
-    let mut is_question = true;
+async fn announce(service: Arc<Service>, client_urls: Vec<String>) {
+    let (cues, mut is_question) = (Arc::clone(&service.cues), true);
     loop {
-        let (id, name) = (service.roster.me().id, service.roster.own_name());
-        let command = machine::announcement(id, name, client_urls.clone(), is_question);
-        match service.raft.propose(command).await {
+        match service.raft.propose(announcement(&service, &client_urls, is_question)).await {
             Ok(_) => {
                 is_question = tokio::select! {
                     () = cues.asked.notified() => false,
@@ -389,6 +546,13 @@ async fn announce(service: Arc<Service>, client_urls: Vec<String>, cues: Arc<Cue
             Err(_) => time::sleep(RETRY_INTERVAL).await,
         }
     }
+}
+
+/// What this server says of itself.
+fn announcement(service: &Service, client_urls: &[String], is_question: bool) -> Vec<u8> {
+    let (id, name) = (service.roster.me().id, service.roster.own_name());
+    let alarms = service.roster.own_alarms();
+    machine::announcement(id, name, client_urls.to_vec(), alarms, is_question)
 }
 
 /// Sees to it that the log knows who this server is, and the leader that it knows of all others.
@@ -406,14 +570,15 @@ async fn publish(service: Arc<Service>, mut is_ready: watch::Receiver<bool>) {
 }
 
 /// Waits until this server is a member no more.
-async fn removed(service: &Service, cues: &Cues) {
+async fn removed(service: &Service) {
     while !service.roster.is_removed() {
-        cues.removed.notified().await;
+        service.cues.removed.notified().await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use kontiki::{SnapshotWriter as _, StateMachine as _};
     use kontiki_store::{Bytes, PutRequest, Request};
 
     use super::*;
@@ -426,6 +591,49 @@ mod tests {
         assert!(!places.is_empty(), "the value is on disk");
         places.iter().for_each(|&at| content[at] ^= 1);
         std::fs::write(path, content).unwrap();
+    }
+
+    fn corrupt() -> kontiki_store::Fatal {
+        kontiki_store::Fatal::Corrupt { file: "1.seg".into(), offset: 7, what: "a test".to_owned() }
+    }
+
+    /// What a read has met is served to nobody, and heard of though nothing is written.
+    #[tokio::test]
+    async fn damage_that_a_read_meets_ends_the_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ServerConfig {
+            data_dir: dir.path().join("data"),
+            listen_client_urls: vec!["http://127.0.0.1:0".into()],
+            listen_peer_urls: vec!["http://127.0.0.1:0".into()],
+            ..ServerConfig::default()
+        };
+        let server = Server::start(config).await.unwrap();
+        let read = server.service.noted::<()>(Err(corrupt().into()));
+        assert!(read.is_err());
+        let fault = time::timeout(Duration::from_secs(30), server.failed()).await.unwrap();
+        assert!(repair::damage_of(&fault).is_some(), "{fault}");
+        server.shutdown().await.unwrap();
+    }
+
+    /// A leader that cannot send what it has must not try for ever.
+    #[test]
+    fn damage_that_a_snapshot_meets_is_heard_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let options =
+            StoreOptions { value_cache_bytes: 0, background: false, ..StoreOptions::default() };
+        let store = Arc::new(Store::open(dir.path(), options).unwrap());
+        let value = Bytes::from_static(b"a value that is nowhere else");
+        let put = PutRequest { key: "k".into(), value: value.clone(), ..PutRequest::default() };
+        store.apply(&[(1, 1, Request::Put(put))], (1, 1)).unwrap();
+        store.flush().unwrap();
+        let roster = Arc::new(Roster::new(&[], "t", "a", false));
+        let cues = Arc::new(Cues::new());
+        let mut machine = KvMachine { store, roster, cues: Arc::clone(&cues) };
+        damage(&dir.path().join("00000001-0000000000000001-00000000.seg"), &value);
+        let snapshot = machine.snapshot().unwrap();
+        assert!(snapshot.write_to(&mut Vec::new()).is_err());
+        let fault = cues.store_fault.borrow().clone();
+        assert!(matches!(fault, Some(kontiki_store::Fatal::Corrupt { .. })), "{fault:?}");
     }
 
     /// Pitfall D4: a server whose store has failed must not go on because nobody writes.

@@ -7,7 +7,7 @@ use crate::{
     grpc::{self, Received, Request, Response},
     health::Health,
     http, kv,
-    machine::KvMachine,
+    machine::{Cues, KvMachine},
     maintenance,
     members::Roster,
     metrics::Meters,
@@ -16,7 +16,7 @@ use crate::{
 };
 use ::http::{HeaderMap, header::CONTENT_TYPE, uri::PathAndQuery};
 use kontiki::{Raft, ReadMode, SoftState};
-use kontiki_store::Store;
+use kontiki_store::{Store, StoreError};
 use prost::Message;
 use tokio::sync::{Semaphore, watch};
 use tonic::{Code, Status};
@@ -51,6 +51,7 @@ pub(crate) struct Service {
     pub(crate) limits: Limits,
     pub(crate) health: Health,
     pub(crate) meters: Meters,
+    pub(crate) cues: Arc<Cues>,
     /// A read that waits for a place costs no more than its request.
     large_reads: Arc<Semaphore>,
 }
@@ -68,11 +69,12 @@ impl Service {
         roster: Arc<Roster>,
         limits: Limits,
         health: Health,
+        cues: Arc<Cues>,
     ) -> Self {
         let large_reads = Arc::new(Semaphore::new(LARGE_READS_MAX));
         let soft_state = raft.watch();
         let meters = Meters::new(API);
-        Self { raft, soft_state, store, roster, limits, health, meters, large_reads }
+        Self { raft, soft_state, store, roster, limits, health, meters, cues, large_reads }
     }
 
     /// Returns when what is read from the store is linearizable.
@@ -82,6 +84,20 @@ impl Service {
             self.meters.read_failed();
             error.into()
         })
+    }
+
+    /// Refuses a read that would be served by this server alone, if what it has is a beginning of
+    /// what it had.
+    pub(crate) fn check_local(&self) -> Result<(), Failure> {
+        if self.roster.own_alarms().corrupt { Err(status::refetching().into()) } else { Ok(()) }
+    }
+
+    /// Takes note of a read that met damage: nobody else hears of it.
+    pub(crate) fn noted<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(StoreError::Fatal(fatal)) = &answer {
+            self.cues.store_fault.send_replace(Some(fatal.clone()));
+        }
+        answer
     }
 
     /// Role, term and leader, as this server knows them.

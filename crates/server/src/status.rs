@@ -204,6 +204,7 @@ fn of_rejection(rejection: &Rejection) -> Refusal {
         Rejection::NotLeader { .. }
         | Rejection::Transferring { .. }
         | Rejection::NotReady
+        | Rejection::NoState
         | Rejection::MembershipInProgress { .. }
         | Rejection::MembershipChanged { .. }
         | Rejection::InvalidChange(_)
@@ -247,6 +248,20 @@ pub(crate) fn of_transfer(error: &TransferError) -> Failure {
 pub(crate) fn one_peer_url() -> Status {
     let text = "more than one for a member is not supported yet";
     Status::invalid_argument(format!("{}: {text}", Refusal::InvalidMemberUrls.message()))
+}
+
+/// Says that alarms follow from what is.
+pub(crate) fn no_alarm_by_hand() -> Status {
+    Status::unimplemented(
+        "etcdserver: an alarm cannot be raised by hand: it says what is wrong with a member",
+    )
+}
+
+/// Says that there is no state here that ever was one of the cluster's.
+pub(crate) fn refetching() -> Status {
+    Status::unavailable(
+        "etcdserver: the store of this server was damaged and is being fetched from the others",
+    )
 }
 
 /// Says that a method is part of the API and not of this server yet.

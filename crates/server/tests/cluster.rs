@@ -5,8 +5,8 @@ mod harness;
 use std::{collections::BTreeSet, time::Instant};
 
 use etcd_client::{
-    AlarmAction, AlarmType, Compare, CompareOp, DeleteOptions, GetOptions, PutOptions, SortOrder,
-    SortTarget, Txn, TxnOp, TxnOpResponse,
+    Compare, CompareOp, DeleteOptions, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+    TxnOpResponse,
 };
 use harness::{Cluster, PATIENCE};
 use kontiki_server::{Server, ServerConfig, StartError, proto::etcdserverpb as pb};
@@ -102,14 +102,6 @@ fn what_is_not_there_yet_says_so() {
         let (code, message) = refusal(client.auth_enable().await);
         assert_eq!(code, Code::Unimplemented);
         assert_eq!(message, "etcdserver: Auth.AuthEnable is not implemented yet");
-
-        // There is no alarm, and none can be raised.
-        let alarms = client.alarm(AlarmAction::Get, AlarmType::None, None).await.unwrap();
-        assert!(alarms.alarms().is_empty());
-        let raise = client.alarm(AlarmAction::Activate, AlarmType::Nospace, None).await;
-        let (code, message) = refusal(raise);
-        assert_eq!(code, Code::Unimplemented);
-        assert_eq!(message, "etcdserver: Maintenance.Alarm is not implemented yet");
 
         // The connection is none the worse for it.
         client.put("k", "v", None).await.unwrap();

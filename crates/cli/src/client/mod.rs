@@ -1,11 +1,12 @@
 //! The commands that talk to a running cluster: put, get, del, txn, compact, status, members,
-//! move-leader.
+//! move-leader, alarm.
 //!
 //! They follow etcdctl in flags and output. What is told apart here: a server that could not be
 //! reached (the next endpoint is tried, nothing was sent), a server that refused (its own
 //! words, nothing is tried again), and an answer that did not come in time (the outcome of a
 //! write is then unknown, and the message says so).
 
+mod alarm;
 mod cluster;
 mod kv;
 mod members;
@@ -86,6 +87,8 @@ pub(crate) enum ClientCommand {
     Members(Call<members::MembersArgs>),
     /// Have another server lead
     MoveLeader(Call<members::MoveLeaderArgs>),
+    /// List what is wrong with members
+    Alarm(Call<alarm::AlarmArgs>),
 }
 
 const GET_EXAMPLES: &str = "Examples:
@@ -115,6 +118,7 @@ impl ClientCommand {
             Self::Compact(Call { call, client }) => kv::compact(&call, &client, stdout).await,
             Self::Status(Call { call, client }) => cluster::status(&call, &client, stdout).await,
             Self::Members(Call { call, client }) => members::members(call, &client, stdout).await,
+            Self::Alarm(Call { call, client }) => alarm::alarm(&call, &client, stdout).await,
             Self::MoveLeader(Call { call, client }) => {
                 members::move_leader(&call, &client, stdout).await
             }

@@ -41,6 +41,9 @@ struct Description {
     /// The highest number that was ever given.
     #[serde(default)]
     highest: u16,
+    /// Of this run: the flag of each server.
+    #[serde(skip)]
+    cache_bytes: Option<usize>,
 }
 
 pub(super) struct Cluster {
@@ -81,12 +84,17 @@ struct Process {
 impl Cluster {
     /// Starts all servers. Nothing is started if a port is taken or the directory holds another
     /// cluster.
-    pub(super) fn start(data_dir: &Path, nodes: u16, base_port: u16) -> Result<Self, Failure> {
+    pub(super) fn start(
+        data_dir: &Path,
+        (nodes, base_port): (u16, u16),
+        cache_bytes: Option<usize>,
+    ) -> Result<Self, Failure> {
         let program = env::current_exe()
             .map_err(|error| Failure::new(format!("cannot find this program: {error}")))?;
         let known = Description::read(data_dir)?;
         let is_new = known.is_none();
-        let description = known.unwrap_or_else(|| Description::new(nodes, base_port));
+        let mut description = known.unwrap_or_else(|| Description::new(nodes, base_port));
+        description.cache_bytes = cache_bytes;
         description.check(data_dir, nodes, base_port)?;
         let numbers = description.numbers();
         let servers = numbers.iter().map(|&number| description.plan(data_dir, number));
@@ -343,7 +351,8 @@ impl Server {
 
 impl Description {
     fn new(nodes: u16, base_port: u16) -> Self {
-        Self { nodes, base_port, joiners: Vec::new(), removed: Vec::new(), highest: nodes }
+        let (joiners, removed) = (Vec::new(), Vec::new());
+        Self { nodes, base_port, joiners, removed, highest: nodes, cache_bytes: None }
     }
 
     /// What the directory holds, if anything.
@@ -438,6 +447,9 @@ impl Description {
         flag("--initial-cluster-token", format!("dev-{}", self.base_port));
         if joins {
             flag("--initial-cluster-state", "existing".to_owned());
+        }
+        if let Some(bytes) = self.cache_bytes {
+            flag("--cache-bytes", bytes.to_string());
         }
         command.extend(SETTINGS.map(str::to_owned));
         let log = data_dir.join(format!("{name}.log"));

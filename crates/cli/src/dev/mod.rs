@@ -69,6 +69,10 @@ pub(crate) struct DevArgs {
     #[arg(value_parser = clap::value_parser!(u16).range(1..=65_000))]
     base_port: u16,
 
+    /// What --cache-bytes of each server is; see kontiki serve --help
+    #[arg(long, value_name = "BYTES")]
+    cache_bytes: Option<usize>,
+
     /// Keep the data in a temporary directory, which goes with the cluster
     #[arg(long, conflicts_with = "data_dir")]
     ephemeral: bool,
@@ -95,7 +99,7 @@ async fn serve(args: DevArgs) -> Result<(), Failure> {
     let data_dir = temporary.as_ref().map_or(args.data_dir, |dir| dir.path().to_path_buf());
 
     let is_default = data_dir == Path::new(DATA_DIR);
-    let mut cluster = Cluster::start(&data_dir, args.nodes, args.base_port)?;
+    let mut cluster = Cluster::start(&data_dir, (args.nodes, args.base_port), args.cache_bytes)?;
     let mut screen = Screen::new((!is_default).then_some(&*data_dir));
     let desk = match Desk::open(&data_dir) {
         Ok(desk) => Some(desk),

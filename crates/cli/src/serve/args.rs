@@ -92,6 +92,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
     log_bytes_max: u64,
 
+    /// Bytes of the newest values that are kept in memory; by default a quarter of the memory of
+    /// this machine or control group, at most 1 GiB
+    #[arg(long, value_name = "BYTES")]
+    cache_bytes: Option<usize>,
+
     /// Who should lead if all else is equal: the highest
     #[arg(long, value_name = "0-255", default_value_t = 0)]
     priority: u8,
@@ -160,6 +165,7 @@ impl ServeArgs {
             log_segment_bytes: self.log_segment_bytes,
             log_keep_bytes: self.log_keep_bytes,
             log_bytes_max: self.log_bytes_max,
+            cache_bytes: self.cache_bytes,
             priority: self.priority,
             lease_reads_drift_ppm: self.experimental_lease_reads_drift_ppm,
         }

@@ -79,10 +79,22 @@ fn runtime(threads: usize) -> io::Result<runtime::Runtime> {
     }
 }
 
-async fn until_stopped(server: RunningServer, mut stop: Stop) -> Result<(), Failure> {
-    let reason = tokio::select! {
-        fault = server.failed() => return Err(Failure::new(with_causes(&fault))),
-        reason = stop.asked() => reason,
+async fn until_stopped(mut server: RunningServer, mut stop: Stop) -> Result<(), Failure> {
+    let reason = loop {
+        let fault = tokio::select! {
+            fault = server.failed() => fault,
+            reason = stop.asked() => break reason,
+        };
+        // A damaged store is fetched anew; anything else ends the process.
+        server = tokio::select! {
+            recovered = server.recover(fault) => {
+                recovered.map_err(|error| Failure::new(with_causes(&error)))?
+            }
+            reason = stop.asked() => {
+                tracing::info!(reason, "stopped while its store was moved aside");
+                return Ok(());
+            }
+        };
     };
     tracing::info!(reason, "stopping");
     tokio::select! {

@@ -6,7 +6,7 @@ use crate::{
     chaos::{CLIENTS, GAP_MAX, pause},
     failing_disk::FailingDisk,
     load::Load,
-    servers::{Servers, alone, end_of, run, until},
+    servers::{Servers, alone, end_of, kontiki, run, until},
 };
 
 /// Pitfall D4: a failed fsync is final. The server says so and ends; nothing that it had not
@@ -72,6 +72,12 @@ fn full_disks_stop_writes_at_most_and_only_while_they_are_full() {
             let gap = load.resumed_after(Instant::now()).await;
             eprintln!("one disk is full: writes go on after {gap:?}");
             assert!(gap < GAP_MAX, "no write for {gap:?} with one full disk");
+            let endpoint = servers.endpoint((victim + 1) % 3);
+            until("an alarm that others hear of", async || {
+                let output = kontiki(&["alarm", "list", "--endpoints", &endpoint]);
+                String::from_utf8(output.stdout).unwrap().contains(" alarm:NOSPACE").then_some(())
+            })
+            .await;
             disks[victim].mend();
             servers.until_ready(victim).await;
         }
@@ -87,4 +93,4 @@ fn full_disks_stop_writes_at_most_and_only_while_they_are_full() {
 }
 
 /// What a server says when its disk is full.
-const FULL: &str = "no space for the log";
+const FULL: &str = "the disk is full";

@@ -84,6 +84,7 @@ fn help_and_version_are_there() {
         "status",
         "members",
         "move-leader",
+        "alarm",
         "rebuild",
     ] {
         let output = Command::new(KONTIKI).args([command, "--help"]).output().unwrap();

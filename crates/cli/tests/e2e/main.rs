@@ -9,6 +9,7 @@ mod chaos_damage;
 mod chaos_disk;
 mod chaos_links;
 mod chaos_members;
+mod chaos_store;
 mod cluster;
 mod commands;
 mod dev;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kontiki_raft::{Index, Rejection, SoftState, Timestamp, Unavailable};
+use kontiki_raft::{Index, Rejection, Role, SoftState, Timestamp, Unavailable};
 
 use super::{Node, Waiter};
 use crate::{
@@ -58,6 +58,15 @@ impl<S: StateMachine> Node<S> {
                 let SoftState { role, term, leader } = soft_state;
                 let leader = leader.map(tracing::field::display);
                 tracing::info!(id = %self.identity.id, %role, %term, leader, "role changed");
+                let needed = self.replica.status().needs_snapshot;
+                if let (Role::Leader, Some(upto)) = (role, needed) {
+                    tracing::error!(
+                        id = %self.identity.id, %upto,
+                        "this node leads without its state, and hands over to the first server \
+                         that has its own; if every server has lost it, what was written up to \
+                         there is lost unless there is a backup",
+                    );
+                }
                 self.meters.on_soft_state(soft_state);
                 self.soft_state.send_replace(soft_state);
                 self.status_at = Timestamp(0);

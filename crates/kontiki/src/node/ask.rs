@@ -2,11 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use kontiki_raft::{ReadMode, Timestamp};
+use kontiki_raft::{ReadMode, Rejection, Timestamp};
 
 use super::{Node, Waiter};
 use crate::{
-    Event, Fault, ProposeError, RequestId, StateMachine, Status,
+    Event, Fault, ProposeError, ReadError, RequestId, StateMachine, Status,
     handle::{Proposed, Request},
     metrics::Depths,
 };
@@ -27,7 +27,11 @@ impl<S: StateMachine> Node<S> {
             Request::ReadBarrier { mode, reply } => {
                 self.read(now, mode, Waiter::ReadBarrier(reply));
             }
-            Request::ReadStale(serve) => self.submit_read(serve),
+            Request::ReadStale(serve) => match self.replica.status().needs_snapshot {
+                None => self.submit_read(serve),
+                // There is a state here that never was.
+                Some(_) => serve(Err(ReadError::Rejected(Rejection::NoState))),
+            },
             Request::ProposeSession { content, reply } => {
                 self.room.bytes.fetch_sub(content.len(), Ordering::Relaxed);
                 let id = self.enter(Waiter::Session(reply));

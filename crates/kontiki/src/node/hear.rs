@@ -35,9 +35,9 @@ impl<S: StateMachine> Node<S> {
             Internal::Log(LogEvent::Space { is_full }) => {
                 let id = self.identity.id;
                 if is_full {
-                    tracing::error!(%id, "no space for the log: no writes until there is some");
+                    tracing::error!(%id, "the disk is full: no writes until there is space");
                 } else {
-                    tracing::info!(%id, "there is space for the log again");
+                    tracing::info!(%id, "there is space on the disk again");
                 }
                 self.replica.handle(now, Event::StorageSpace { is_full });
             }

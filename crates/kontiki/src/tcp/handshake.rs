@@ -22,7 +22,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"kontiki\0";
 
 /// The version of the peer protocol: of these words and of all messages after them.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 
 /// No first word is as large, and no reply to a hello.
 const WORD_BYTES_MAX: usize = 512;

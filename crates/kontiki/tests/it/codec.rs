@@ -49,6 +49,7 @@ fn rejection() -> impl Strategy<Value = Rejection> {
         entry_id().prop_map(|now| Rejection::MembershipChanged { now }),
         change_error().prop_map(Rejection::InvalidChange),
         Just(Rejection::NoSpace),
+        Just(Rejection::NoState),
     ]
 }
 
@@ -112,8 +113,13 @@ fn change_error() -> impl Strategy<Value = ChangeError> {
 }
 
 fn report() -> impl Strategy<Value = Report> {
-    (any::<u8>(), any::<bool>(), option::of(number()))
-        .prop_map(|(priority, is_full, damaged)| Report { priority, is_full, damaged })
+    (any::<u8>(), any::<bool>(), option::of(number()), option::of(number().prop_map(Index)))
+        .prop_map(|(priority, is_full, damaged, needs_snapshot)| Report {
+            priority,
+            is_full,
+            damaged,
+            needs_snapshot,
+        })
 }
 
 fn membership() -> impl Strategy<Value = Membership> {
@@ -272,7 +278,7 @@ fn the_bytes_of_a_message_are_these() {
     // entry: term, checksum, a command, its length, the command
     assert_eq!(
         hex.join(" "),
-        "02 03 03 01 02 07 03 06 05 00 01 03 4c bb 71 9a 01 05 68 65 6c 6c 6f"
+        "03 03 03 01 02 07 03 06 05 00 01 03 4c bb 71 9a 01 05 68 65 6c 6c 6f"
     );
 }
 
@@ -295,7 +301,7 @@ fn commands_are_not_copied() {
 #[test]
 fn a_count_that_lies_is_refused_before_anything_is_allocated() {
     // A proposal message that claims 2⁶³ proposals.
-    let mut bytes = vec![2, 6, 0];
+    let mut bytes = vec![3, 6, 0];
     bytes.extend([0x80; 9]);
     bytes.push(1);
     assert_eq!(decode(bytes.into()), Err(DecodeError::Truncated));
@@ -304,8 +310,8 @@ fn a_count_that_lies_is_refused_before_anything_is_allocated() {
 #[test]
 fn another_version_is_refused() {
     let mut bytes = encoded(&message_with(b"hello")).to_vec();
-    bytes[0] = 3;
-    assert_eq!(decode(bytes.into()), Err(DecodeError::Version { found: 3 }));
+    bytes[0] = 2;
+    assert_eq!(decode(bytes.into()), Err(DecodeError::Version { found: 2 }));
 }
 
 /// Pitfall M14.

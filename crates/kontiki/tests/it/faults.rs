@@ -311,7 +311,7 @@ async fn a_state_machine_that_fails_stops_the_node() {
 
 /// A state machine on a disk that loses nothing: it is there before and after the node.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Durable(Arc<Mutex<(u64, Vec<Vec<u8>>)>>);
+pub(crate) struct Durable(Arc<Mutex<(u64, Vec<Vec<u8>>)>>, Arc<AtomicBool>);
 
 impl StateMachine for Durable {
     type Response = usize;
@@ -336,6 +336,10 @@ impl StateMachine for Durable {
         Some(Index(self.0.lock().unwrap().0))
     }
 
+    fn is_storage_full(&self) -> bool {
+        self.1.load(Ordering::Relaxed)
+    }
+
     fn apply_batch(&mut self, batch: Batch<'_>, respond: &mut dyn FnMut(usize)) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
         assert!(state.0 < batch.upto.index.get(), "entries are applied once");
@@ -358,6 +362,30 @@ async fn start_durable(cluster: &Cluster, machine: &Durable) -> Raft<Durable> {
         .start()
         .await
         .unwrap()
+}
+
+/// The machine cannot write: no proposals are taken, and reads go on. It is noticed without any.
+#[tokio::test]
+async fn a_state_machine_whose_disk_is_full_holds_proposals_back() {
+    let cluster = Cluster::new(1);
+    let machine = Durable::default();
+    let node = start_durable(&cluster, &machine).await;
+    node.propose("before").await.unwrap();
+    machine.1.store(true, Ordering::Relaxed);
+    eventually("a full disk is noticed", || async {
+        node.status().await.unwrap().is_storage_full.then_some(())
+    })
+    .await;
+    let refused = node.propose("full").await.unwrap_err();
+    assert!(matches!(refused, ProposeError::Rejected(Rejection::NoSpace)), "{refused}");
+    assert_eq!(node.read(|machine| machine.0.lock().unwrap().1.len()).await.unwrap(), 1);
+    machine.1.store(false, Ordering::Relaxed);
+    eventually("there is space again", || async {
+        (!node.status().await.unwrap().is_storage_full).then_some(())
+    })
+    .await;
+    assert_eq!(node.propose("after").await.unwrap().response, 2);
+    node.shutdown().await.unwrap();
 }
 
 /// Pitfall D9.

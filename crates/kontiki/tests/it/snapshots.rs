@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use kontiki::{Builder, Compaction, Index, Raft, StartError};
+use kontiki::{Builder, Compaction, Index, Raft, ReadError, Rejection, StartError};
 
 use crate::common::{Cluster, List, eventually, leader};
 
@@ -95,6 +95,66 @@ async fn a_log_that_starts_after_what_the_machine_holds_is_refused() {
     fs::remove_dir_all(cluster.data_dir(1).join("snapshot")).unwrap();
     let error = cluster.builder(1).start().await.unwrap_err();
     assert!(matches!(error, StartError::NoSnapshot { .. }), "{error:?}");
+}
+
+/// The log of one node is whole and begins after what its state machine has lost. It takes part,
+/// and gets a snapshot although its log agrees with the leader's.
+#[tokio::test]
+async fn a_node_that_lost_its_state_and_not_its_log_gets_a_snapshot() {
+    let cluster = Cluster::new(3);
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        nodes.push(often(cluster.builder(id)).start().await.unwrap());
+    }
+    let at = leader(&nodes).await;
+    fill(&nodes[at], 200).await;
+    for node in &nodes {
+        purged(node).await;
+    }
+    let lost = (at + 1) % 3;
+    let id = u64::try_from(lost).unwrap() + 1;
+    let before = nodes[lost].status().await.unwrap();
+    nodes.remove(lost).shutdown().await.unwrap();
+    fs::remove_dir_all(cluster.data_dir(id).join("snapshot")).unwrap();
+
+    let node = often(cluster.builder(id)).start().await.unwrap();
+    assert_eq!(node.read(|list| list.0.len()).await.unwrap(), 200);
+    let after = node.status().await.unwrap();
+    assert_eq!(after.needs_snapshot, None);
+    assert!(after.log_start.index <= before.last.index, "the log was not reset: {after:?}");
+    node.propose("x").await.unwrap();
+    nodes.push(node);
+    for node in &nodes {
+        assert_eq!(node.read(|list| list.0.len()).await.unwrap(), 201);
+    }
+    // The snapshot is on its disk now.
+    let node = nodes.pop().unwrap();
+    node.shutdown().await.unwrap();
+    let node = often(cluster.builder(id)).start().await.unwrap();
+    assert_eq!(node.status().await.unwrap().needs_snapshot, None);
+}
+
+/// What is in an empty state machine was never there.
+#[tokio::test]
+async fn a_node_without_its_state_serves_nothing() {
+    let cluster = Cluster::new(3);
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        nodes.push(often(cluster.builder(id)).start().await.unwrap());
+    }
+    let at = leader(&nodes).await;
+    fill(&nodes[at], 200).await;
+    for node in &nodes {
+        purged(node).await;
+    }
+    for node in nodes {
+        node.shutdown().await.unwrap();
+    }
+    fs::remove_dir_all(cluster.data_dir(1).join("snapshot")).unwrap();
+    let node = often(cluster.builder(1)).start().await.unwrap();
+    assert!(node.status().await.unwrap().needs_snapshot.is_some());
+    let refused = node.read_stale(|list| list.0.len()).await.unwrap_err();
+    assert!(matches!(refused, ReadError::Rejected(Rejection::NoState)), "{refused}");
 }
 
 #[tokio::test]

@@ -218,6 +218,8 @@ pub(crate) enum Command {
         #[arg(key)]
         term: Option<u64>,
     },
+    /// The state machine of a node that is down loses its state, and its snapshots are gone.
+    LoseState(Name),
     /// Takes a node down: what was not persisted is gone.
     Crash(Vec<Name>),
     /// Starts nodes from what their disks hold.

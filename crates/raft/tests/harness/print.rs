@@ -135,7 +135,9 @@ impl Names {
                 };
                 let full = if report.is_full { " full" } else { "" };
                 let damaged = if report.damaged.is_some() { " damaged" } else { "" };
-                format!("AppendEntriesReply {result}{full}{damaged}")
+                let needs = report.needs_snapshot;
+                let needs = needs.map_or(String::new(), |at| format!(" needs-snapshot={at}"));
+                format!("AppendEntriesReply {result}{full}{damaged}{needs}")
             }
             Body::TimeoutNow { last } => format!("TimeoutNow last={last}"),
             Body::Propose(proposals) => {

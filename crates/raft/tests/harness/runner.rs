@@ -205,6 +205,7 @@ fn perform(cluster: &mut Cluster, command: &Command) -> Result<()> {
         | Command::Machine(..)
         | Command::FailReads { .. }
         | Command::Full(_)
+        | Command::LoseState(_)
         | Command::Space(_)
         | Command::Damage { .. } => set(cluster, command),
         Command::Crash(names) => names.iter().try_for_each(|name| cluster.crash(name.0)),
@@ -381,6 +382,15 @@ fn set(cluster: &mut Cluster, command: &Command) -> Result<()> {
             cluster.node(name.0)?.disk.damage(Index(*from), term.map(Term));
             Ok(())
         }
+        Command::LoseState(name) => {
+            if cluster.core(name.0).is_ok() {
+                return Err(format!("{} is not down", name.0).into());
+            }
+            let node = cluster.node(name.0)?;
+            node.applied = Index::ZERO;
+            node.disk.snapshots.clear();
+            Ok(())
+        }
         other => Err(format!("{other:?} sets nothing").into()),
     }
 }
@@ -445,6 +455,9 @@ fn show_status(cluster: &mut Cluster, id: NodeId) -> Result<()> {
     }
     if let Some(damaged) = &status.damaged {
         line = format!("{line}  damaged {}..={}", damaged.start(), damaged.end());
+    }
+    if let Some(needed) = status.needs_snapshot {
+        line = format!("{line}  needs snapshot {needed}");
     }
     cluster.say(&line);
     Ok(())

@@ -112,6 +112,11 @@ impl Disk {
         }
     }
 
+    /// The state is gone, and what is purged with it.
+    pub(crate) fn lose_state(&mut self) {
+        self.snapshots.clear();
+    }
+
     pub(crate) fn recovered(&self, genesis: &Arc<Membership>) -> Recovered {
         let mut term_runs: Vec<EntryId> = Vec::new();
         for entry in self.log.iter().filter(|entry| self.start.index < entry.id.index) {

@@ -17,7 +17,7 @@ use kontiki::Role;
 pub(crate) use meters::Meters;
 pub use recorder::{Recorder, install};
 
-use crate::{maintenance::API_VERSION, service::Service};
+use crate::{maintenance::API_VERSION, proto::etcdserverpb::AlarmType, service::Service};
 
 /// Writes all metrics of a server.
 pub(crate) async fn write(service: &Service, out: &mut String) -> fmt::Result {
@@ -41,6 +41,13 @@ fn write_server(service: &Service, out: &mut String) -> fmt::Result {
     gauge(out, "etcd_server_is_leader", "Whether or not this member is a leader.", is_leader)?;
     let is_learner = flag(me.is_learner);
     gauge(out, "etcd_server_is_learner", "Whether or not this member is a learner.", is_learner)?;
+    let what = "Members with this alarm, as far as this one knows.";
+    head(out, "kontiki_alarms", "gauge", what)?;
+    let alarms = service.roster.alarms();
+    for kind in [AlarmType::Nospace, AlarmType::Corrupt] {
+        let count = alarms.iter().filter(|alarm| alarm.alarm() == kind).count();
+        sample(out, "kontiki_alarms", &format!("alarm=\"{}\"", kind.as_str_name()), count)?;
+    }
     let id = format!("server_id=\"{:x}\"", me.id);
     head(out, "etcd_server_id", "gauge", "Server or member ID in hexadecimal format.")?;
     sample(out, "etcd_server_id", &id, 1)?;

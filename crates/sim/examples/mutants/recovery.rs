@@ -85,7 +85,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "apply entries before the snapshot that they follow (pitfall M10)",
         file: "crates/raft/src/apply.rs",
         patches: &[(
-            "if self.applying.install.is_some() {\n            return;",
+            "if self.applying.install.is_some() || self.applying.is_bereft {\n            return;",
             "if self.applying.install.is_some() && target == Index::ZERO {\n            return;",
         )],
     },
@@ -162,8 +162,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "lead on with a full disk",
         file: "crates/raft/src/storage.rs",
         patches: &[(
-            "if self.storage.is_full {\n            self.hand_over();",
-            "if self.storage.is_full && self.now < Timestamp(0) {\n            self.hand_over();",
+            "if !self.could_serve() {\n            self.hand_over();",
+            "if !self.could_serve() && self.now < Timestamp(0) {\n            self.hand_over();",
         )],
     },
     Mutant {

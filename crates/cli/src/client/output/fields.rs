@@ -3,11 +3,11 @@
 use std::io::{self, Write};
 
 use etcd_client::{
-    DeleteResponse, GetResponse, KeyValue, MemberListResponse, PutResponse, ResponseHeader,
-    StatusResponse, TxnOpResponse, TxnResponse,
+    AlarmResponse, DeleteResponse, GetResponse, KeyValue, MemberListResponse, PutResponse,
+    ResponseHeader, StatusResponse, TxnOpResponse, TxnResponse,
 };
 
-use super::text::quoted;
+use super::text::{self, quoted};
 
 pub(super) fn put(out: &mut dyn Write, answer: &PutResponse) -> io::Result<()> {
     header(out, answer.header())?;
@@ -69,6 +69,15 @@ pub(super) fn members(out: &mut dyn Write, answer: &MemberListResponse) -> io::R
             writeln!(out, "\"ClientURL\" : {}", quoted(url.as_bytes()))?;
         }
         writeln!(out, "\"IsLearner\" : {}\n", member.is_learner())?;
+    }
+    Ok(())
+}
+
+pub(super) fn alarms(out: &mut dyn Write, answer: &AlarmResponse) -> io::Result<()> {
+    header(out, answer.header())?;
+    for alarm in answer.alarms() {
+        writeln!(out, "\"MemberID\" : {}", alarm.member_id())?;
+        writeln!(out, "\"AlarmType\" : {}\n", quoted(text::alarm_name(alarm.alarm()).as_bytes()))?;
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_client::{
-    DeleteResponse, GetResponse, KeyValue, Member, MemberListResponse, PutResponse, ResponseHeader,
-    StatusResponse, TxnOpResponse, TxnResponse,
+    AlarmMember, AlarmResponse, DeleteResponse, GetResponse, KeyValue, Member, MemberListResponse,
+    PutResponse, ResponseHeader, StatusResponse, TxnOpResponse, TxnResponse,
 };
 use serde::Serialize;
 
@@ -267,5 +267,32 @@ impl<'a> From<&'a MemberListResponse> for Members<'a> {
             is_learner: member.is_learner(),
         });
         Self { header: Header::of(answer.header()), members: members.collect() }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Alarms {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    header: Option<Header>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    alarms: Vec<OneAlarm>,
+}
+
+#[derive(Serialize)]
+struct OneAlarm {
+    #[serde(rename = "memberID", skip_serializing_if = "is_zero")]
+    member_id: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    alarm: i32,
+}
+
+impl From<&AlarmResponse> for Alarms {
+    fn from(answer: &AlarmResponse) -> Self {
+        let one = |alarm: &AlarmMember| OneAlarm {
+            member_id: alarm.member_id(),
+            alarm: alarm.alarm().into(),
+        };
+        let alarms = answer.alarms().iter().map(one).collect();
+        Self { header: Header::of(answer.header()), alarms }
     }
 }

@@ -11,7 +11,8 @@ use std::io;
 
 use clap::ValueEnum;
 use etcd_client::{
-    DeleteResponse, GetResponse, MemberListResponse, PutResponse, StatusResponse, TxnResponse,
+    AlarmResponse, DeleteResponse, GetResponse, MemberListResponse, PutResponse, StatusResponse,
+    TxnResponse,
 };
 
 /// The shape of the output. The variants have no docs, so that clap's help stays short.
@@ -95,6 +96,15 @@ impl Output<'_> {
             }
             Format::Table => table::status(self.stdout, rows),
             Format::Fields => fields::status(self.stdout, rows),
+        }
+    }
+
+    /// `table` has no shape of its own here, in etcdctl neither.
+    pub(super) fn alarms(&mut self, answer: &AlarmResponse) -> io::Result<()> {
+        match self.format {
+            Format::Simple | Format::Table => simple::alarms(self.stdout, answer),
+            Format::Json => json::line(self.stdout, &json::Alarms::from(answer)),
+            Format::Fields => fields::alarms(self.stdout, answer),
         }
     }
 

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use etcd_client::{
-    DeleteResponse, GetResponse, KeyValue, MemberListResponse, PutResponse, StatusResponse,
-    TxnOpResponse, TxnResponse,
+    AlarmResponse, DeleteResponse, GetResponse, KeyValue, MemberListResponse, PutResponse,
+    StatusResponse, TxnOpResponse, TxnResponse,
 };
 
 use super::text;
@@ -52,6 +52,13 @@ pub(super) fn members(out: &mut dyn Write, answer: &MemberListResponse) -> io::R
         .members()
         .iter()
         .try_for_each(|member| writeln!(out, "{}", text::member_cells(member).join(", ")))
+}
+
+/// A space at the end, as Go prints a message.
+pub(super) fn alarms(out: &mut dyn Write, answer: &AlarmResponse) -> io::Result<()> {
+    answer.alarms().iter().try_for_each(|alarm| {
+        writeln!(out, "memberID:{} alarm:{} ", alarm.member_id(), text::alarm_name(alarm.alarm()))
+    })
 }
 
 fn key_value(out: &mut dyn Write, pair: &KeyValue, hex: bool) -> io::Result<()> {

@@ -1,6 +1,15 @@
 //! Small pieces of text that several formats print alike.
 
-use etcd_client::{Member, StatusResponse};
+use etcd_client::{AlarmType, Member, StatusResponse};
+
+/// An alarm by its name in the protocol.
+pub(super) fn alarm_name(alarm: AlarmType) -> &'static str {
+    match alarm {
+        AlarmType::None => "NONE",
+        AlarmType::Nospace => "NOSPACE",
+        AlarmType::Corrupt => "CORRUPT",
+    }
+}
 
 /// A number of bytes for people, as etcdctl shows it: powers of 1,000, two digits, `20 kB`.
 pub(super) fn size(bytes: i64) -> String {
