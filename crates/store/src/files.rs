@@ -29,6 +29,8 @@ use crate::{
 const LOCK: &str = "LOCK";
 const STATE: &str = "STATE";
 const STATE_MAGIC: [u8; 8] = *b"KTKSTORE";
+/// How long it is: 44 bytes, and what every small file has.
+pub(crate) const STATE_BYTES: u64 = 64;
 /// Version 1 was a file of another kind.
 const STATE_VERSION: u32 = 2;
 /// What version 1 was kept in.

@@ -37,7 +37,7 @@ use crate::{
     checkpoint::Checkpointing,
     compaction::Compaction,
     error::{Fatal, OpenError, StoreError},
-    files::Files,
+    files::{Files, STATE_BYTES},
     memory::MemoryDisk,
     open::Opened,
     read::{Fetched, Selection, readable, readable_in_txn},
@@ -350,10 +350,10 @@ impl Store {
         self.shared().state.read().position.compact_revision
     }
 
-    /// Bytes of the files of events.
+    /// Bytes of the files, but for checkpoints of the index.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.shared().state.read().segments.disk_bytes()
+        STATE_BYTES + self.shared().state.read().segments.disk_bytes()
     }
 
     /// Bytes of the events that are kept, on disk or on the way there.

@@ -4,6 +4,7 @@
 //! A difference is a change of the format. To show one that is meant:
 //! `UPDATE_GOLDEN=1 cargo test -p kontiki-store --test golden`.
 #![expect(clippy::disallowed_methods, reason = "the files are looked at from outside")]
+#![expect(clippy::unwrap_used, reason = "a test ends where it is surprised")]
 
 use std::{
     env,

@@ -27,7 +27,7 @@ const OUTSIDE: [(&str, &[&str]); 9] = [
         "kontiki",
         &["bytes", "crc32c", "getrandom", "metrics", "socket2", "thiserror", "tokio", "tracing"],
     ),
-    ("store", &["bytes", "crc32c", "parking_lot", "redb", "thiserror"]),
+    ("store", &["bytes", "crc32c", "parking_lot", "thiserror"]),
     (
         "server",
         &[
