@@ -33,6 +33,10 @@ pub use reader::{SnapshotReader, SnapshotSource};
 pub use receive::{Receiving, SnapshotReceiver};
 pub use writer::SnapshotFileWriter;
 
+/// A file that is being made is synced whenever so many chunks were written, 4 MiB: a sync of
+/// more at once would be long in the way of the log's.
+const SYNC_CHUNKS: u64 = 4;
+
 /// How many are kept: the newest and the one before.
 const KEPT: usize = 2;
 

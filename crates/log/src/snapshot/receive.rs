@@ -1,7 +1,7 @@
 //! Receiving a snapshot chunk by chunk, across lost connections and restarts.
 //!
-//! What arrives is written to a partial file whose name says which snapshot it will be. Nothing
-//! is synced before the end: after a restart the chunks are checked one by one, and the first
+//! What arrives is written to a partial file whose name says which snapshot it will be. What
+//! is synced on the way is no promise: after a restart the chunks are checked one by one, and the first
 //! that is not whole is the next one wanted (pitfall M16).
 
 use std::{path::PathBuf, sync::Arc};
@@ -9,7 +9,7 @@ use std::{path::PathBuf, sync::Arc};
 use kontiki_disk::{DiskError, DiskFile};
 
 use super::{
-    SnapshotInfo, Snapshots,
+    SYNC_CHUNKS, SnapshotInfo, Snapshots,
     format::{CHUNK_BYTES, CHUNK_HEAD_BYTES, Header, add_to_checksum, check_chunk},
 };
 use crate::LogError;
@@ -111,6 +111,13 @@ impl SnapshotReceiver {
         self.header = Some(header);
         result.map_err(DiskError::making("write", &self.path))?;
         self.count(chunk, crc);
+        if self.next.is_multiple_of(SYNC_CHUNKS)
+            && let Err(error) = self.file.sync_data()
+        {
+            // The next one proves nothing about the same bytes: another attempt begins anew.
+            drop(self.snapshots.disk().remove(&self.path));
+            return Err(DiskError::io("sync", &self.path)(error).into());
+        }
         Ok(())
     }
 

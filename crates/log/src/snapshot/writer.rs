@@ -6,7 +6,7 @@ use kontiki_disk::{DiskError, DiskFile};
 use kontiki_raft::SnapshotMeta;
 
 use super::{
-    SnapshotInfo, Snapshots,
+    SYNC_CHUNKS, SnapshotInfo, Snapshots,
     format::{CHUNK_HEAD_BYTES, Header, add_to_checksum, finish_chunk},
 };
 use crate::LogError;
@@ -86,6 +86,9 @@ impl SnapshotFileWriter {
         self.info.chunk_count += 1;
         self.info.bytes += chunk.len() as u64;
         self.info.checksum = add_to_checksum(self.info.checksum, crc);
+        if self.info.chunk_count.is_multiple_of(SYNC_CHUNKS) {
+            self.file.sync_data().map_err(DiskError::making("sync", &self.path))?;
+        }
         chunk.truncate(CHUNK_HEAD_BYTES);
         self.chunk = chunk;
         Ok(())
