@@ -577,3 +577,6 @@ impl State {
         self.position.applied_term = term;
     }
 }
+
+#[cfg(test)]
+mod tests;
