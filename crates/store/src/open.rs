@@ -403,7 +403,8 @@ impl Read {
             answer_bytes_max: crate::measure::ANSWER_BYTES_MAX,
         };
         let told = DurableMark::default();
-        let flushed = Flushed { position, mark, told, since_checkpoint: scanned_bytes };
+        let flushed =
+            Flushed { position, mark, told, since_checkpoint: scanned_bytes, is_replaced: false };
         Some((state, flushed))
     }
 }

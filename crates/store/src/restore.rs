@@ -87,9 +87,14 @@ impl Store {
         let old = self.shared();
         old.check()?;
         let opened = build(&old, at, from)?;
-        // After this nobody can say which of the two a restart would find.
-        let told =
-            opened.files.write_state(opened.flushed.mark).map_err(|fatal| old.fail(fatal))?;
+        let told = {
+            // The old state must not say again that it is the one that counts.
+            let mut flushed = old.flushed.lock();
+            let told = opened.files.write_state(opened.flushed.mark);
+            // After an error nobody can say which of the two a restart would find.
+            flushed.is_replaced = told.map_err(|fatal| old.fail(fatal))?;
+            flushed.is_replaced
+        };
         if !told {
             drop(opened.files.remove_all());
             let full = io::Error::from(io::ErrorKind::StorageFull);
@@ -409,7 +414,8 @@ impl Builder {
             durable_frame: mark.frame_seq,
             answer_bytes_max: crate::measure::ANSWER_BYTES_MAX,
         };
-        let flushed = Flushed { position, mark, told: mark, since_checkpoint: 0 };
+        let flushed =
+            Flushed { position, mark, told: mark, since_checkpoint: 0, is_replaced: false };
         Ok(Opened { files: self.files, state, flushed, walked: compact_revision, options })
     }
 }

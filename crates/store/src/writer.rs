@@ -40,6 +40,8 @@ pub(crate) struct Flushed {
     pub(crate) told: DurableMark,
     /// Bytes written since the last checkpoint of the index.
     pub(crate) since_checkpoint: u64,
+    /// Another epoch counts: `STATE` is not ours any more.
+    pub(crate) is_replaced: bool,
 }
 
 /// Starts the thread. It ends when it is told to stop, or at the first error, which the next
@@ -208,7 +210,8 @@ impl Shared {
 
     /// Writes down how far everything is durable. A hint, so a full disk is no matter.
     pub(crate) fn tell(&self, flushed: &mut Flushed) -> Result<(), Fatal> {
-        if flushed.told != flushed.mark && self.files.write_state(flushed.mark)? {
+        let is_due = !flushed.is_replaced && flushed.told != flushed.mark;
+        if is_due && self.files.write_state(flushed.mark)? {
             flushed.told = flushed.mark;
         }
         Ok(())

@@ -247,3 +247,27 @@ fn the_answers_of_one_transaction_count_together() {
         assert_eq!(outcome.is_ok(), fits);
     }
 }
+
+/// The writer of the old state may be at work while a snapshot takes its place. What it writes
+/// down then must not bring the old state back at the next start.
+#[test]
+fn a_state_that_was_replaced_does_not_say_that_it_counts() {
+    let source = store_with(0);
+    let mut bytes = Vec::new();
+    source.store.snapshot().unwrap().write_to(&mut bytes).unwrap();
+
+    let disk = Arc::new(MemoryDisk::default());
+    let open = || {
+        let options = StoreOptions { background: false, ..StoreOptions::default() };
+        Store::open_on(Arc::clone(&disk) as Arc<dyn Disk>, Path::new("/kv"), options).unwrap()
+    };
+    let store = open();
+    let put = PutRequest { key: "old".into(), ..PutRequest::default() };
+    store.apply(&[(1, 1, Request::Put(put))], (1, 1)).unwrap();
+    let old = store.shared();
+    store.restore((9, 2), &mut &bytes[..]).unwrap();
+    old.flush().unwrap();
+    old.tell(&mut old.flushed.lock()).unwrap();
+    drop((old, store));
+    assert_eq!(open().applied(), (9, 2));
+}
