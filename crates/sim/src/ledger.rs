@@ -49,6 +49,8 @@ pub(crate) struct Ledger {
     entries: Vec<Vec<Known>>,
     /// By index, from 1: the terms of the committed entries. Only grows.
     committed: Vec<Term>,
+    /// Beside each the term of the leader that has committed it, which may be a later one.
+    committed_in: Vec<Term>,
     /// Who was elected.
     leaders: BTreeMap<Term, NodeId>,
     witnesses: Vec<Witness>,
@@ -94,6 +96,7 @@ impl Ledger {
             repairs: 0,
             entries: Vec::new(),
             committed: Vec::new(),
+            committed_in: Vec::new(),
             leaders: BTreeMap::new(),
             witnesses: Vec::new(),
             newly_committed: Vec::new(),

@@ -31,9 +31,10 @@ pub(crate) struct Witness {
     pub(crate) votes: BTreeMap<Term, NodeId>,
     /// Entries up to here may be gone.
     pub(crate) purged: Index,
-    /// What it had acknowledged before it was damaged: whoever was told so counts it still, and
-    /// may, for a quorum without it decides before it takes part again.
-    lost: Option<LogView>,
+    /// What it had acknowledged each time before it was damaged, be it while it was refilled from
+    /// the time before: whoever was told so counts it still, and may, for a quorum without it
+    /// decides before it takes part again.
+    lost: Vec<LogView>,
     /// Its disk was damaged on purpose since it was last opened.
     pub(crate) may_be_damaged: bool,
     /// It has lost acknowledged entries, and has not said that it has got them back.
@@ -74,7 +75,7 @@ impl Witness {
             record: Vec::new(),
             votes: BTreeMap::new(),
             purged: Index::ZERO,
-            lost: None,
+            lost: Vec::new(),
             may_be_damaged: false,
             is_damaged: false,
             life: Life::default(),
@@ -186,8 +187,9 @@ impl Witness {
         // the server would not start.
         self.purged = self.purged.max(found.start().index);
         if !self.is_damaged {
-            self.lost = Some(self.durable.clone());
+            self.lost.clear();
         }
+        self.lost.push(self.durable.clone());
         self.is_damaged = true;
         Ok(())
     }
@@ -206,8 +208,8 @@ impl Witness {
 
     /// Whether its disk has acknowledged this entry, and has not gone back on it.
     pub(crate) fn holds(&self, id: EntryId) -> bool {
-        let lost = self.lost.as_ref().filter(|_| self.is_damaged);
-        self.durable.holds(id) || lost.is_some_and(|lost| lost.holds(id))
+        let lost = || self.is_damaged && self.lost.iter().any(|lost| lost.holds(id));
+        self.durable.holds(id) || lost()
     }
 
     pub(crate) fn assert_voted(&self, term: Term, candidate: NodeId) -> Result<(), Broken> {

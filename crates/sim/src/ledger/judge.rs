@@ -5,7 +5,7 @@ use kontiki_raft::{
     Status, Term, VoteKind,
 };
 
-use super::{Broken, Ledger, place_of, position};
+use super::{Broken, Ledger, index_of, place_of, position};
 use crate::{view::LogView, witness::Life};
 
 impl Ledger {
@@ -199,7 +199,8 @@ impl Ledger {
         if self.committed_index() < before.index {
             return Err(format!("{by} appends {next:?} while {before} is not committed"));
         }
-        if self.committed.last() != Some(&id.term) {
+        // It may have been deposed without knowing it: then later terms have commits, too.
+        if self.committed.binary_search(&id.term).is_err() {
             return Err(format!("{by} appends {next:?} before it has committed in {}", id.term));
         }
         assert_successor(former, next).map_err(|why| {
@@ -228,15 +229,18 @@ impl Ledger {
                 "{id} is elected in term {term} with {votes} durable votes, no quorum of {at}"
             ));
         }
-        // What the poll of the election itself appends is not in the view yet.
-        let index = self.committed_index();
+        // What the poll of the election itself appends is not in the view yet. Votes that come
+        // late may elect a leader of a term that is over, who can commit nothing any more: of
+        // what later terms have committed it need not know.
+        let index = index_of(self.committed_in.partition_point(|&by| by < term));
+        let committed = position(index).and_then(|at| self.committed.get(at));
         let view = &self.witness(id).view;
         let holds = |committed: &Term| match view.term_at(index) {
             Some(found) => found == *committed,
             None => index < view.start().index,
         };
-        if !self.committed.last().is_none_or(holds) {
-            let (expected, found) = (self.committed.last(), view.term_at(index));
+        if !committed.is_none_or(holds) {
+            let (expected, found) = (committed, view.term_at(index));
             return Err(format!(
                 "{id} is elected in term {term} without the committed {index}: \
                  {expected:?} is committed, it holds {found:?}"
@@ -297,6 +301,7 @@ impl Ledger {
                 .term_at(index)
                 .ok_or_else(|| format!("{id} commits {index}, which it does not hold"))?;
             self.committed.push(term);
+            self.committed_in.push(leads);
             if let Some(known) = self.known(EntryId { index, term }) {
                 let entry = known.entry.clone();
                 self.newly_committed.push(entry);
