@@ -27,6 +27,10 @@ use crate::{
     state::{State, complete, file_of},
 };
 
+/// For how many rows, and how many bytes, room is made ahead: what an ordinary answer has.
+const EXPECTED_MAX: usize = 1024;
+const EXPECTED_BYTES_MAX: usize = 512 << 10;
+
 /// A range that is being answered.
 #[derive(Debug)]
 pub(crate) struct Selection<'a> {
@@ -38,6 +42,8 @@ pub(crate) struct Selection<'a> {
     rows: Vec<Row>,
     /// The bytes of keys and values, one after the other: one allocation for all of them.
     bytes: Vec<u8>,
+    /// How many rows there will be, about.
+    expected: usize,
     /// Those of `rows` that still have to be fetched.
     cold: Vec<Cold>,
     /// The files that hold them.
@@ -114,6 +120,7 @@ impl<'a> Selection<'a> {
             current,
             rows: Vec::new(),
             bytes: Vec::new(),
+            expected: 1,
             cold: Vec::new(),
             sources: BTreeMap::new(),
             count: 0,
@@ -137,15 +144,18 @@ impl<'a> Selection<'a> {
             return entry.map_or(Ok(()), |entry| self.visit(key, entry, state)).map(|()| true);
         }
         let Some((first, end)) = span.bounds() else { return Ok(true) };
-        if self.is_plain()
-            && let Some(count) = state.index.count_live((first, end))
-        {
-            self.count = i64::try_from(count).expect("memory holds fewer keys");
-            self.is_counted = true;
-            if self.request.count_only {
-                return Ok(true);
+        let is_first_step = self.cursor.is_none() && self.rows.is_empty();
+        if is_first_step && let Some(count) = state.index.count_live((first, end)) {
+            if self.is_plain() {
+                self.count = i64::try_from(count).expect("memory holds fewer keys");
+                self.is_counted = true;
+                if self.request.count_only {
+                    return Ok(true);
+                }
+                self.matched = count;
             }
-            self.matched = count;
+            self.expected = count.min(self.picked_max()).min(EXPECTED_MAX);
+            self.rows.reserve(self.expected);
         }
         let cursor = self.cursor.take();
         let cursor = cursor.as_deref().map(Bound::Excluded);
@@ -183,8 +193,8 @@ impl<'a> Selection<'a> {
         Ok(self.cursor.is_none())
     }
 
-    /// Whether this is the first look at a limited range of the current revision, of which every
-    /// key that has a value counts.
+    /// Whether this is a limited range of the current revision, of which every key that has a
+    /// value counts.
     fn is_plain(&self) -> bool {
         let RangeRequest {
             min_mod_revision,
@@ -193,9 +203,7 @@ impl<'a> Selection<'a> {
             max_create_revision,
             ..
         } = *self.request;
-        self.cursor.is_none()
-            && self.rows.is_empty()
-            && self.at == self.current
+        self.at == self.current
             && (self.request.count_only || self.picked_max() != usize::MAX)
             && [min_mod_revision, max_mod_revision, min_create_revision, max_create_revision]
                 == [0; 4]
@@ -280,6 +288,11 @@ impl<'a> Selection<'a> {
     }
 
     fn push(&mut self, key: &[u8], version: Version, value: &[u8]) {
+        if self.rows.is_empty() {
+            // The others may be as long, or not.
+            let bytes = self.expected.saturating_mul(key.len() + value.len());
+            self.bytes.reserve(bytes.min(EXPECTED_BYTES_MAX));
+        }
         let key = add(&mut self.bytes, key);
         let value = add(&mut self.bytes, value);
         self.rows.push(Row { version, key, value });

@@ -7,7 +7,9 @@
 mod codec;
 mod compact;
 mod crash;
+mod damage;
 mod differential;
+mod full;
 mod put_delete;
 mod range;
 mod snapshot;
