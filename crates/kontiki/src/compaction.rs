@@ -197,7 +197,10 @@ impl SnapshotDesk {
         match result {
             Ok(meta) => {
                 self.on_newer(&meta, orders);
-                if !self.wanted.is_empty() || !self.asked.is_empty() {
+                // What was applied meanwhile may be enough for another: if nothing more comes,
+                // nobody else will notice.
+                let is_due = self.after_bytes.is_some_and(|after| after <= self.applied_bytes);
+                if is_due || !self.wanted.is_empty() || !self.asked.is_empty() {
                     self.take(orders);
                 }
             }
@@ -276,10 +279,11 @@ mod tests {
         let due = orders(|out| desk.on_applied(now, Index(2), 1, out));
         assert!(matches!(due[..], [Order::Take]), "{due:?}");
         assert!(orders(|out| desk.on_applied(now, Index(3), 500, out)).is_empty());
-        assert!(orders(|out| desk.on_written(now, Ok(meta(2)), out)).is_empty());
-        assert_eq!(desk.durable_index(), Index(2));
-        let due = orders(|out| desk.on_applied(now, Index(4), 1, out));
+        // What came meanwhile is enough for another, even if nothing more comes.
+        let due = orders(|out| desk.on_written(now, Ok(meta(2)), out));
         assert!(matches!(due[..], [Order::Take]), "{due:?}");
+        assert_eq!(desk.durable_index(), Index(2));
+        assert!(orders(|out| desk.on_written(now, Ok(meta(3)), out)).is_empty());
     }
 
     #[test]

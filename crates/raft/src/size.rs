@@ -47,7 +47,30 @@ impl Sizes {
             }
             sizes.total = sizes.total.saturating_add(bytes);
         }
+        sizes.split(last);
         sizes
+    }
+
+    /// Splits buckets that hold too much: the disk tells of many entries at once what was
+    /// written at once, and to keep all of them for the newest would be to keep too much.
+    fn split(&mut self, last: Index) {
+        let nexts = self.buckets.iter().skip(1).map(|&(first, _)| first).chain([last.next()]);
+        let mut split = VecDeque::with_capacity(self.buckets.len());
+        for (&(first, bytes), next) in self.buckets.iter().zip(nexts) {
+            let entries = next.get().saturating_sub(first.get()).max(1);
+            let parts = (bytes / self.bucket_bytes).clamp(1, entries.min(BUCKETS));
+            let at = |part: u64| first.get().saturating_add(entries / parts * part);
+            for part in 0..parts {
+                let end = if part + 1 == parts {
+                    first.get().saturating_add(entries)
+                } else {
+                    at(part + 1)
+                };
+                split.push_back((Index(at(part)), share(bytes, end - at(part), entries)));
+            }
+        }
+        self.buckets = split;
+        self.total = self.buckets.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes));
     }
 
     /// The same for a log that is empty.
@@ -194,5 +217,15 @@ mod tests {
             sizes.push(Index(index), 10);
         }
         assert!(sizes.buckets.len() < 2_048, "{}", sizes.buckets.len());
+    }
+
+    /// What a record of many entries takes is spread over them, or the newest would keep all.
+    #[test]
+    fn what_was_written_at_once_need_not_be_kept_at_once() {
+        let log = Sizes::new(0, &[(Index(1), 10), (Index(2), 100)], (Index::ZERO, Index(11)));
+        assert_eq!(log.total(), 110);
+        assert_eq!(log.before_newest(30, Index(11)), Index(8));
+        assert_eq!(log.before_newest(100, Index(11)), Index(1));
+        assert_eq!(log.before_newest(105, Index(11)), Index::ZERO);
     }
 }
