@@ -146,8 +146,10 @@ fn choose(complete: &[(u32, Held)], segment_bytes: u64) -> Option<std::ops::Rang
     let ratio = |held: &Held| held.live_bytes as f64 / len(held).max(1) as f64;
     let is_small = |held: &Held| held.end <= segment_bytes / 4;
     let is_worn = |held: &Held| ratio(held) < LIVE_RATIO;
+    // One that is worn and still as short as it gets is nothing to begin with, though its
+    // neighbours may take it along.
     let worst = (0..complete.len())
-        .filter(|&at| is_worn(&complete[at].1))
+        .filter(|&at| is_worn(&complete[at].1) && has_dead(&complete[at].1))
         .min_by(|&a, &b| ratio(&complete[a].1).total_cmp(&ratio(&complete[b].1)));
     // A small one alone gives nothing back; with a small neighbour it does.
     let start = worst.or_else(|| {
@@ -167,14 +169,14 @@ fn choose(complete: &[(u32, Held)], segment_bytes: u64) -> Option<std::ops::Rang
     while run.len() < RUN_MAX && 0 < run.start && joins(&complete[run.start - 1].1) {
         run.start -= 1;
     }
-    let is_worth_it = run.len() > 1 || worst.is_some_and(|worst| has_dead(&complete[worst].1));
-    is_worth_it.then_some(run)
+    (run.len() > 1 || worst.is_some()).then_some(run)
 }
 
-/// Whether a copy would be shorter: one that holds nothing but its last position is not.
+/// Whether a copy would be shorter: one that holds little more than its last position is not,
+/// and to copy it again would never end.
 fn has_dead(held: &Held) -> bool {
-    let least = (SEGMENT_HEADER_BYTES + FRAME_HEADER_BYTES) as u64;
-    held.live_bytes + least < held.end
+    let frame = (FRAME_HEADER_BYTES as u64 + held.live_bytes).next_multiple_of(8);
+    SEGMENT_HEADER_BYTES as u64 + frame < held.end
 }
 
 impl Rewrite {
