@@ -47,12 +47,18 @@ pub enum Action {
         /// What is added.
         value: Bytes,
     },
+    /// Forgets history, where the state machine has one.
+    Compact {
+        /// So many of the newest revisions are kept.
+        keep: u64,
+    },
 }
 
 const STAMPED: u8 = 0x10;
 const NOTE: u8 = 0;
 const PUT: u8 = 1;
 const APPEND: u8 = 2;
+const COMPACT: u8 = 3;
 
 impl Command {
     pub(crate) fn encode(&self) -> Bytes {
@@ -62,6 +68,7 @@ impl Command {
             Action::Note { value, .. } => (NOTE, *value),
             Action::Put { key, .. } => (PUT, *key),
             Action::Append { key, .. } => (APPEND, *key),
+            Action::Compact { keep } => (COMPACT, *keep),
         };
         bytes.push(tag | if self.stamp.is_some() { STAMPED } else { 0 });
         if let Some(stamp) = self.stamp {
@@ -74,6 +81,7 @@ impl Command {
             Action::Put { value, .. } | Action::Append { value, .. } => {
                 bytes.extend_from_slice(value);
             }
+            Action::Compact { .. } => {}
         }
         bytes.into()
     }
@@ -94,6 +102,7 @@ impl Command {
             NOTE => Action::Note { value: word, padding: rest.len() },
             PUT => Action::Put { key: word, value: value() },
             APPEND => Action::Append { key: word, value: value() },
+            COMPACT => Action::Compact { keep: word },
             _ => return None,
         };
         Some(Self { request, stamp, action })
@@ -123,6 +132,7 @@ mod tests {
             Action::Note { value: 7, padding: 3 },
             Action::Put { key: 1, value: value.clone() },
             Action::Append { key: 2, value },
+            Action::Compact { keep: 9 },
         ];
         for action in actions {
             for stamp in [None, Some(Stamp { session: 3, sequence: 9 })] {

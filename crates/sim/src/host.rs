@@ -4,6 +4,7 @@
 //! time with one `sync` for all that waited, entries applied in order, messages whenever.
 
 mod apply;
+mod kv;
 mod log_writer;
 mod members;
 pub(crate) mod snapshots;
@@ -95,6 +96,7 @@ impl World {
             Happening::StoredRead { read, .. } => self.on_stored_read(id, *read),
             Happening::FillSpare { .. } => self.on_fill_spare(id),
             Happening::RetryWrite { .. } => self.maybe_write(id),
+            Happening::StoreFlush { .. } => self.on_store_flush(id),
             Happening::SnapshotMade { .. } => self.on_snapshot_made(id),
             Happening::BulkSilence { to, session, heard, .. } => {
                 self.on_bulk_silence(id, to, session, heard)
@@ -279,8 +281,18 @@ impl World {
                 let Some(&Ask::Read { key }) = ask else {
                     return Err(format!("{id} answers #{number} with a read: {ask:?}"));
                 };
-                let machine = &self.process(id)?.machine;
-                let (applied, value) = (machine.applied, machine.value(key));
+                let process = self.process(id)?;
+                let applied = process.machine.applied;
+                let value = match &process.kv {
+                    None => process.machine.value(key),
+                    Some(kv) => match kv.value(key) {
+                        Ok(value) => value,
+                        Err(fatal) => {
+                            self.requests.close(id, now, number, Outcome::Unknown)?;
+                            return self.fail_kv(id, &fatal);
+                        }
+                    },
+                };
                 self.truth.assert_read(applied, key, value.as_deref())?;
                 self.requests.on_read(id, now, number, (index, applied), value)?
             }

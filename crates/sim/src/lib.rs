@@ -10,6 +10,7 @@ mod command;
 mod dice;
 pub mod disk;
 mod host;
+mod kv;
 pub mod labs;
 mod ledger;
 pub mod linear;

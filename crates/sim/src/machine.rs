@@ -21,6 +21,8 @@ pub enum MachineKind {
     Memory,
     /// Saved with its applied index from time to time: the log is purged behind it.
     Durable,
+    /// The store of the server, on the same disk as the log.
+    Store,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -47,6 +49,21 @@ pub(crate) enum Effect {
 }
 
 impl Machine {
+    /// A machine that is at this entry and holds nothing yet.
+    pub(crate) fn at(applied: Index, commands: u64) -> Self {
+        Self { applied, commands, ..Self::default() }
+    }
+
+    /// A key has this value.
+    pub(crate) fn restore_value(&mut self, key: u64, value: Bytes) {
+        self.put(key, value);
+    }
+
+    /// The newest operation of a session, and where it took effect.
+    pub(crate) fn restore_session(&mut self, session: u64, newest: (u64, Index)) {
+        self.set_session(session, newest);
+    }
+
     /// Applies the next entry. What became of its command, if it has one.
     pub(crate) fn apply(&mut self, entry: &Entry) -> Option<Effect> {
         self.applied = entry.id.index;
@@ -61,7 +78,7 @@ impl Machine {
             return Some(effect);
         }
         match action {
-            Action::Note { .. } => {}
+            Action::Note { .. } | Action::Compact { .. } => {}
             Action::Put { key, value } => self.put(key, value),
             Action::Append { key, value } => {
                 let mut whole = self.store.get(&key).map_or_else(Vec::new, |old| old.to_vec());

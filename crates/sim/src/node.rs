@@ -18,6 +18,7 @@ use kontiki_raft::{
 use crate::{
     disk::SimDisk,
     host::snapshots::{Bulk, Shipping},
+    kv::Kv,
     machine::Machine,
 };
 
@@ -27,6 +28,12 @@ pub(crate) struct Node {
     pub(crate) disk: Arc<SimDisk>,
     /// The state machine, as it was last made durable.
     pub(crate) saved: Machine,
+    /// Up to here its store has said that it is durable.
+    pub(crate) kv_durable: Index,
+    /// Its store was damaged on purpose, and was not opened since.
+    pub(crate) kv_is_rotten: bool,
+    /// Its store was damaged, and no other server has given back what it held.
+    pub(crate) kv_is_lost: bool,
     pub(crate) process: Option<Process>,
     /// The membership that its data directory is made with. `None` before it has joined.
     pub(crate) genesis: Option<Membership>,
@@ -64,7 +71,10 @@ pub(crate) struct Process {
     pub(crate) log: Log,
     pub(crate) reader: LogReader,
     pub(crate) spares: SpareMaker,
+    /// What the state is, be it kept in a store or not.
     pub(crate) machine: Machine,
+    /// The store, if the state is kept in one.
+    pub(crate) kv: Option<Kv>,
     pub(crate) snapshots: Snapshots,
     pub(crate) shipping: Shipping,
     /// Writes that wait for the disk.
@@ -91,6 +101,8 @@ pub(crate) struct Process {
     pub(crate) lease: Option<u64>,
     /// The log has found the disk full.
     pub(crate) is_full: bool,
+    /// The protocol was told that the disk is full.
+    pub(crate) told_full: bool,
 }
 
 impl fmt::Debug for Process {
@@ -175,6 +187,10 @@ pub(crate) enum Happening {
     RetryWrite {
         life: u64,
     },
+    /// The store writes out what was applied.
+    StoreFlush {
+        life: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -202,7 +218,8 @@ impl Happening {
             | Self::FillSpare { life }
             | Self::SnapshotMade { life }
             | Self::BulkSilence { life, .. }
-            | Self::RetryWrite { life } => Some(*life),
+            | Self::RetryWrite { life }
+            | Self::StoreFlush { life } => Some(*life),
         }
     }
 }

@@ -169,11 +169,20 @@ const FIELDS: &[Field] = &[
     field!(pair "apply-max", 1, setup.apply),
     (
         "durable-machine",
-        |s| u64::from(s.setup.machine == MachineKind::Durable),
+        |s| s.setup.machine as u64,
         |s, value| {
-            s.setup.machine = if value == 1 { MachineKind::Durable } else { MachineKind::Memory };
+            s.setup.machine = match value {
+                0 => MachineKind::Memory,
+                1 => MachineKind::Durable,
+                _ => MachineKind::Store,
+            };
         },
     ),
+    field!("store-segment-bytes", setup.store.segment_bytes),
+    field!("store-checkpoint-bytes", setup.store.checkpoint_bytes),
+    field!("store-cache-bytes", setup.store.value_cache_bytes),
+    field!(pair "store-flush-min", 0, setup.store_flush),
+    field!(pair "store-flush-max", 1, setup.store_flush),
     field!("clock-drift", setup.clock_drift),
     (
         "timer-lateness",

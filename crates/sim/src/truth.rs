@@ -11,6 +11,7 @@ use kontiki_raft::{Entry, Index, NodeId};
 
 use crate::{
     command::{Action, Command, Stamp},
+    kv::{self, KvEvent},
     ledger::Broken,
     machine::{Effect, Machine, bytes_digest},
 };
@@ -26,14 +27,83 @@ pub(crate) struct Truth {
     /// Where each operation of a session took effect.
     effects: BTreeMap<Stamp, Index>,
     repeats: u64,
+    /// What a store holds.
+    history: History,
 }
 
+/// The history of a store: etcd's revisions, and what was put in each.
+#[derive(Debug, Default)]
+struct History {
+    /// Not kept where no machine is a store.
+    is_kept: bool,
+    /// By index, from 1: revision and compact revision after that entry.
+    revisions: Vec<(i64, i64)>,
+    /// In the order of revisions.
+    events: Vec<KvEvent>,
+}
+
+/// The revisions of an empty store, as in etcd.
+const EMPTY: (i64, i64) = (1, -1);
+
 impl Truth {
+    /// Keeps the history that a store would have.
+    pub(crate) fn keep_history(&mut self) {
+        self.history.is_kept = true;
+    }
+
+    /// A store that has applied the log up to `applied` is at these revisions, and this is what
+    /// it knows from its compact revision on.
+    pub(crate) fn assert_history(
+        &self,
+        id: NodeId,
+        applied: Index,
+        (compact, revision): (i64, i64),
+        events: &[KvEvent],
+    ) -> Result<(), Broken> {
+        let at = usize::try_from(applied.get()).unwrap_or(usize::MAX);
+        let truth = at.checked_sub(1).map_or(Some(&EMPTY), |at| self.history.revisions.get(at));
+        if truth != Some(&(revision, compact)) {
+            return Err(format!(
+                "the store of {id} at {applied} is at revision {revision}, compacted to \
+                 {compact}: {truth:?} is true"
+            ));
+        }
+        let kept = self.history.between(compact, revision);
+        if kept == events {
+            return Ok(());
+        }
+        let differs = kept.iter().zip(events).find(|(truth, found)| truth != found);
+        Err(format!(
+            "the store of {id} at {applied} has {} events from {compact} on, and should have {}; \
+             the first that differ: {differs:?}",
+            events.len(),
+            kept.len()
+        ))
+    }
+
+    /// A store had these keys at a revision.
+    pub(crate) fn assert_all_at(
+        &self,
+        id: NodeId,
+        revision: i64,
+        found: &[KvEvent],
+    ) -> Result<(), Broken> {
+        let before = self.history.between(i64::MIN, revision);
+        let truth: BTreeMap<_, _> = before.iter().map(|event| (&event.key, event)).collect();
+        if truth.values().copied().eq(found) {
+            return Ok(());
+        }
+        Err(format!("the store of {id} at revision {revision} is read as {found:?}: {truth:?}"))
+    }
+
     /// The next entry is committed.
     pub(crate) fn commit(&mut self, entry: &Entry) -> Result<(), Broken> {
         let index = entry.id.index;
         let effect = self.machine.apply(entry);
         self.digests.push(self.machine.digest());
+        if self.history.is_kept {
+            self.history.commit(entry, effect, &self.machine);
+        }
         let (Some(effect), Some(command)) = (effect, command_of(entry)) else { return Ok(()) };
         if let Some(stamp) = command.stamp {
             self.on_stamped(stamp, effect, index)?;
@@ -99,6 +169,40 @@ impl Truth {
     /// How many tries of operations came after their effect.
     pub(crate) fn repeats(&self) -> u64 {
         self.repeats
+    }
+}
+
+impl History {
+    /// The next entry is committed.
+    fn commit(&mut self, entry: &Entry, effect: Option<Effect>, machine: &Machine) {
+        let (mut revision, mut compact) = self.revisions.last().copied().unwrap_or(EMPTY);
+        if let (Some(Effect::Done), Some(command)) = (effect, command_of(entry)) {
+            let session = command.stamp.map(|Stamp { session, sequence }| {
+                (kv::session_key(session), kv::session_value(sequence, entry.id.index))
+            });
+            let value = match command.action {
+                Action::Put { key, .. } | Action::Append { key, .. } => {
+                    machine.value(key).map(|value| (kv::value_key(key), value))
+                }
+                Action::Compact { keep } => {
+                    let to = revision.saturating_sub(i64::try_from(keep).unwrap_or(0));
+                    compact = compact.max(to);
+                    None
+                }
+                Action::Note { .. } => None,
+            };
+            let puts: Vec<_> = session.into_iter().chain(value).collect();
+            revision += i64::from(!puts.is_empty());
+            let event = |(key, value)| KvEvent { revision, key, value };
+            self.events.extend(puts.into_iter().map(event));
+        }
+        self.revisions.push((revision, compact));
+    }
+
+    fn between(&self, first: i64, last: i64) -> &[KvEvent] {
+        let from = self.events.partition_point(|event| event.revision < first);
+        let to = self.events.partition_point(|event| event.revision <= last);
+        &self.events[from..to.max(from)]
     }
 }
 

@@ -61,6 +61,9 @@ pub(crate) struct Life {
     /// The snapshot that its log was dropped for, until it is applied.
     pub(crate) installs: Option<EntryId>,
     pub(crate) is_stopped: bool,
+    /// Its log begins after what its state machine holds: it applies nothing before it has
+    /// taken over a snapshot.
+    pub(crate) is_bereft: bool,
 }
 
 impl Witness {
@@ -157,6 +160,7 @@ impl Witness {
             term: state.term,
             applied: recovered.applied,
             handed: recovered.applied,
+            is_bereft: recovered.applied < recovered.log_start.index,
             ..Life::default()
         };
     }

@@ -23,6 +23,7 @@ use std::{
 
 use kontiki_log::LogOptions;
 use kontiki_raft::{Bytes, Config, Index, Membership, NodeId};
+use kontiki_store::StoreOptions;
 
 use crate::{
     dice::{Dice, Stream},
@@ -79,6 +80,10 @@ pub struct Setup {
     pub config: Config,
     /// The settings of their logs.
     pub log: LogOptions,
+    /// The settings of their stores, where the state machine is one.
+    pub store: StoreOptions,
+    /// How long what was applied waits to be written out by a store, from and to.
+    pub store_flush: (Duration, Duration),
 }
 
 impl Setup {
@@ -107,6 +112,8 @@ impl Setup {
             has_stores: false,
             config: Config::new(NodeId(1), 0),
             log,
+            store: StoreOptions { segment_bytes: SEGMENT_BYTES, secret: seed, ..<_>::default() },
+            store_flush: (Duration::from_millis(1), Duration::from_millis(100)),
         }
     }
 }
@@ -139,6 +146,11 @@ pub struct World {
     pub(crate) leases: u64,
     pub(crate) full_disks: u64,
     pub(crate) snapshots: SnapshotCounts,
+    pub(crate) store_flushes: u64,
+    pub(crate) store_audits: u64,
+    pub(crate) damaged_stores: u64,
+    /// State machines that had to be given back by others.
+    pub(crate) lost_states: u64,
 }
 
 /// What became of snapshots.
@@ -210,8 +222,15 @@ impl World {
             leases: 0,
             full_disks: 0,
             snapshots: SnapshotCounts::default(),
+            store_flushes: 0,
+            store_audits: 0,
+            damaged_stores: 0,
+            lost_states: 0,
             setup,
         };
+        if world.setup.machine == MachineKind::Store {
+            world.truth.keep_history();
+        }
         let genesis = genesis(world.setup.nodes);
         for _ in 0..world.setup.nodes {
             let id = world.add_node();
@@ -226,6 +245,9 @@ impl World {
         self.nodes.push(Node {
             disk: Arc::new(SimDisk::with_seed(self.dice.roll(Stream::Crash, !id.get(), 0))),
             saved: Machine::default(),
+            kv_durable: Index::ZERO,
+            kv_is_rotten: false,
+            kv_is_lost: false,
             process: None,
             genesis: None,
             stalled_until: 0,

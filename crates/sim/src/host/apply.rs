@@ -67,6 +67,9 @@ impl World {
             return Err(format!("{id} has applied nothing"));
         };
         let is_more = !process.to_apply.is_empty();
+        if process.kv.as_ref().is_some_and(|kv| kv.has_failed) {
+            return Ok(()); // the process is about to exit
+        }
         match what {
             Apply::Entries(entries) => self.apply(id, &entries, &waiters)?,
             Apply::Snapshot(meta) => self.restore(id, meta.last)?,
@@ -86,9 +89,14 @@ impl World {
                 }
             }
         }
-        let upto = self.process(id)?.machine.applied;
+        let process = self.process(id)?;
+        if process.kv.as_ref().is_some_and(|kv| kv.has_failed) {
+            return Ok(());
+        }
+        let upto = process.machine.applied;
         self.note(Note::Applied { node: id, upto });
         self.maybe_save(id)?;
+        self.maybe_flush(id)?;
         let durable = self.durable_applied(id)?;
         self.handle(id, Event::Applied { upto, durable })?;
         self.maybe_snapshot(id)?;
@@ -105,6 +113,11 @@ impl World {
         waiters: &[(Index, kontiki::RequestId)],
     ) -> Checked {
         let now = self.now();
+        let process = self.process(id)?;
+        let stored = match process.kv.as_ref().map(|kv| kv.apply(entries)).transpose() {
+            Ok(stored) => stored.unwrap_or_default(),
+            Err(fatal) => return self.fail_kv(id, &fatal),
+        };
         for entry in entries {
             self.ledger.on_applied(id, entry)?;
             let process = self.process(id)?;
@@ -113,6 +126,10 @@ impl World {
                 return Err(format!("{id} applies {} after {}", entry.id, machine.applied));
             }
             let effect = machine.apply(entry);
+            let said = stored.get(&entry.id.index).copied();
+            if said.is_some() && said != effect {
+                return Err(format!("the store of {id} says {said:?} to {}: {effect:?}", entry.id));
+            }
             process.shipping.bytes_since += u64::try_from(entry.byte_len()).unwrap_or_default();
             let machine =
                 &self.node(id).process.as_ref().ok_or_else(|| format!("{id} is down"))?.machine;
@@ -131,9 +148,13 @@ impl World {
 
     /// The whole state is replaced by that of a snapshot.
     fn restore(&mut self, id: NodeId, last: EntryId) -> Checked {
-        let machine = self
-            .read_snapshot(id, last)
-            .ok_or_else(|| format!("{id} cannot read the snapshot of {last} that it was sent"))?;
+        let machine = if self.setup.machine == MachineKind::Store {
+            let Some(machine) = self.restore_kv(id, last)? else { return Ok(()) };
+            machine
+        } else {
+            self.read_snapshot(id, last)
+                .ok_or_else(|| format!("{id} cannot read the snapshot of {last} it was sent"))?
+        };
         self.truth.assert_machine(id, &machine)?;
         if self.setup.machine == MachineKind::Durable {
             self.node_mut(id).saved = machine.clone();

@@ -19,7 +19,7 @@ use crate::{
 const PURGE_DELAY: Duration = Duration::from_millis(1);
 
 /// How soon a write is tried again that a full disk has refused.
-const FULL_RETRY: Duration = Duration::from_millis(100);
+pub(super) const FULL_RETRY: Duration = Duration::from_millis(100);
 
 impl World {
     /// Takes all that waits, writes it as one record, and lets the disk take its time.
@@ -55,7 +55,7 @@ impl World {
             return Ok(());
         }
         if was_full {
-            self.handle(id, Event::StorageSpace { is_full: false })?;
+            self.tell_space(id)?;
         }
         self.process(id)?.syncing = Some(ticket);
         let at = (self.now + self.sync_delay(id)).max(self.node(id).stalled_until);
@@ -67,11 +67,8 @@ impl World {
     fn on_full(&mut self, id: NodeId) -> Checked {
         let process = self.process(id)?;
         let life = process.life;
-        if !std::mem::replace(&mut process.is_full, true) {
-            self.full_disks += 1;
-            self.note(Note::Full { node: id });
-            self.handle(id, Event::StorageSpace { is_full: true })?;
-        }
+        process.is_full = true;
+        self.tell_space(id)?;
         let at = self.now + nanos(FULL_RETRY);
         self.schedule(at, id, Happening::RetryWrite { life });
         Ok(())

@@ -15,9 +15,11 @@ use kontiki_log::{
     LogError, Receiving, SnapshotFileWriter, SnapshotInfo, SnapshotReceiver, SnapshotSource,
 };
 use kontiki_raft::{Bytes, EntryId, Index, NodeId, Session, SnapshotMeta};
+use kontiki_store::StoreSnapshot;
 
 use crate::{
     dice::Stream,
+    kv::Kv,
     machine::{Machine, MachineKind},
     network::nanos,
     node::Happening,
@@ -35,7 +37,8 @@ pub(crate) struct Shipping {
     pub(crate) bytes_since: u64,
     /// How many commands the last one stands for.
     commands_at: u64,
-    making: Option<(SnapshotMeta, SnapshotFileWriter)>,
+    /// With the store as it was when it was begun; a machine is written at once.
+    making: Option<(SnapshotMeta, SnapshotFileWriter, Option<StoreSnapshot>)>,
     /// Followers that wait for a snapshot to be made.
     wanted: Vec<(NodeId, Session, Index)>,
     outgoing: Vec<Outgoing>,
@@ -73,6 +76,9 @@ impl World {
 
     /// A batch was applied: is it time for a snapshot?
     pub(super) fn maybe_snapshot(&mut self, id: NodeId) -> Checked {
+        if self.setup.machine == MachineKind::Store {
+            return Ok(()); // it saves itself, and a snapshot is made for who asks
+        }
         let (bytes, commands) = (self.setup.snapshot_bytes, self.setup.snapshot_commands);
         let process = self.process(id)?;
         let newer = process.machine.commands.saturating_sub(process.shipping.commands_at);
@@ -89,7 +95,9 @@ impl World {
         let process = self.process(id)?;
         let applied = process.machine.applied;
         let newest = process.snapshots.newest().map_or(Index::ZERO, |info| info.meta.last.index);
-        if process.shipping.making.is_some() || applied <= newest || process.has_failed {
+        let kv_failed = process.kv.as_ref().is_some_and(|kv| kv.has_failed);
+        if process.shipping.making.is_some() || applied <= newest || process.has_failed || kv_failed
+        {
             return Ok(());
         }
         let meta = self
@@ -99,13 +107,17 @@ impl World {
         let process = self.process(id)?;
         process.shipping.bytes_since = 0;
         process.shipping.commands_at = process.machine.commands;
-        let bytes = process.machine.encode();
+        let frozen = match process.kv.as_ref().map(Kv::snapshot).transpose() {
+            Ok(frozen) => frozen,
+            Err(fatal) => return self.fail_kv(id, &fatal),
+        };
+        let bytes = if frozen.is_some() { Vec::new() } else { process.machine.encode() };
         // What fails here is tried again with a later batch.
         let begun = process.snapshots.begin(&meta).ok();
         let Some(writer) = begun.and_then(|mut w| w.write_all(&bytes).ok().map(|()| w)) else {
             return self.disappoint(id);
         };
-        process.shipping.making = Some((meta, writer));
+        process.shipping.making = Some((meta, writer, frozen));
         let life = process.life;
         let delay = self.snapshot_delay(id);
         self.schedule(self.now + delay, id, Happening::SnapshotMade { life });
@@ -126,8 +138,11 @@ impl World {
 
     pub(super) fn on_snapshot_made(&mut self, id: NodeId) -> Checked {
         let process = self.process(id)?;
-        let Some((meta, writer)) = process.shipping.making.take() else { return Ok(()) };
-        if writer.finish().is_err() {
+        let Some((meta, mut writer, frozen)) = process.shipping.making.take() else {
+            return Ok(());
+        };
+        let written = frozen.map_or(Ok(()), |snapshot| snapshot.write_to(&mut writer));
+        if written.is_err() || writer.finish().is_err() {
             return self.disappoint(id); // the disk has its reasons; there will be another one
         }
         let upto = process.machine.applied;
@@ -147,6 +162,9 @@ impl World {
         let saved = match self.setup.machine {
             MachineKind::Memory => Index::ZERO,
             MachineKind::Durable => self.node(id).saved.applied,
+            MachineKind::Store => {
+                self.process(id)?.kv.as_ref().map_or(Index::ZERO, Kv::durable_applied)
+            }
         };
         let process = self.process(id)?;
         let newest = process.snapshots.newest().map_or(Index::ZERO, |info| info.meta.last.index);

@@ -9,7 +9,10 @@ use kontiki::Replica;
 use kontiki_log::{IdentityRequest, Log, LogError, Opened, Snapshots};
 use kontiki_raft::{Config, NodeId, Recovered, RestoreError, SnapshotMeta, StoreId};
 
-use super::snapshots::{Shipping, machine_of};
+use super::{
+    kv::Found,
+    snapshots::{Shipping, machine_of},
+};
 use crate::{
     dice::Stream,
     disk::SimDisk,
@@ -39,8 +42,10 @@ impl World {
             Err(LogError::NoSpace { .. }) => return self.stay_down(id),
             Err(error) => return Err(format!("the snapshots of {id} do not open: {error}")),
         };
-        let Some(machine) = self.recover_machine(id, &snapshots, &recovered)? else {
-            return self.give_up_disk(id);
+        let (machine, kv) = match self.recover_state(id, &snapshots, &recovered)? {
+            Found::State(machine, kv) => (machine, kv),
+            Found::NoSpace => return self.stay_down(id),
+            Found::Lost => return self.give_up_disk(id),
         };
         recovered.applied = machine.applied;
         self.truth.assert_machine(id, &machine)?;
@@ -50,16 +55,7 @@ impl World {
         let newest = recovered.memberships.last().map(|(_, membership)| Arc::clone(membership));
         let membership = newest.ok_or_else(|| format!("{id} has no membership"))?;
         let clock = self.new_clock(id, count);
-        let config = Config {
-            id,
-            seed: self.dice.roll(Stream::Process, !id.get(), count),
-            priority: if self.setup.has_priorities {
-                u8::try_from(id.get() % 3).unwrap_or(0)
-            } else {
-                0
-            },
-            ..self.setup.config.clone()
-        };
+        let config = self.config_of(id, count);
         let replica = match Replica::new(config, recovered, clock.at(self.now)) {
             Ok(replica) => replica,
             Err(RestoreError::DamagedAlone { .. }) => return self.give_up_disk(id),
@@ -75,6 +71,7 @@ impl World {
             spares: log.spares(),
             log,
             machine,
+            kv,
             snapshots,
             shipping: Shipping::default(),
             waiting: Vec::new(),
@@ -90,20 +87,34 @@ impl World {
             met: BTreeMap::new(),
             lease: None,
             is_full: false,
+            told_full: false,
         });
         self.finish(id)
     }
 
+    fn config_of(&self, id: NodeId, count: u64) -> Config {
+        let priority = if self.setup.has_priorities { id.get() % 3 } else { 0 };
+        Config {
+            id,
+            seed: self.dice.roll(Stream::Process, !id.get(), count),
+            priority: u8::try_from(priority).unwrap_or(0),
+            ..self.setup.config.clone()
+        }
+    }
+
     /// The state that a node starts from: what it has saved, or, if the log begins after that,
-    /// its newest snapshot that the log goes on from. `None` if its disk is damaged beyond that.
-    fn recover_machine(
+    /// its newest snapshot that the log goes on from.
+    fn recover_state(
         &mut self,
         id: NodeId,
         snapshots: &Snapshots,
         recovered: &Recovered,
-    ) -> Checked<Option<Machine>> {
+    ) -> Checked<Found> {
+        if self.setup.machine == MachineKind::Store {
+            return self.recover_kv(id, snapshots, recovered);
+        }
         let saved = match self.setup.machine {
-            MachineKind::Memory => Machine::default(),
+            MachineKind::Memory | MachineKind::Store => Machine::default(),
             MachineKind::Durable => self.node(id).saved.clone(),
         };
         let view = LogView::of(recovered);
@@ -124,10 +135,10 @@ impl World {
             .and_then(|info| machine_of(snapshots, info.meta.last));
         let machine = restored.unwrap_or(saved);
         if recovered.log_start.index <= machine.applied {
-            return Ok(Some(machine));
+            return Ok(Found::State(machine, None));
         }
         if self.ledger.is_damaged(id) {
-            return Ok(None);
+            return Ok(Found::Lost);
         }
         Err(format!(
             "{id} has a log after {} and a state of {}: the entries between are gone",
@@ -176,10 +187,11 @@ impl World {
                 continue;
             }
             let count = self.count(id);
-            let disk = self.node(id).disk.fork();
+            let disk = Arc::new(self.node(id).disk.fork());
             disk.crash(self.dice.roll(Stream::Crash, id.get(), count));
+            self.audit_kv_on(id, Arc::clone(&disk))?;
             let opened = self
-                .open_log(id, Arc::new(disk), count)
+                .open_log(id, disk, count)
                 .map_err(|error| format!("the log of {id} would not open: {error}"))?;
             found.push((id, opened.1.recovered));
         }

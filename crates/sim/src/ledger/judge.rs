@@ -34,7 +34,10 @@ impl Ledger {
         let is_committed = position(last.index).and_then(|at| self.committed.get(at));
         let witness = self.witness(id);
         let (handed, start) = (witness.life.handed, witness.durable.start());
-        if is_committed != Some(&last.term) || last.index <= handed || start != last {
+        // Who has lost its state alone goes on with the log that it has.
+        let goes_on = witness.life.is_bereft && start.index <= last.index;
+        let is_held = start == last || (goes_on && witness.durable.holds(last));
+        if is_committed != Some(&last.term) || last.index <= handed || !is_held {
             return Err(format!(
                 "{id} applies a snapshot of {last} after {handed}, with a log after {start}"
             ));
@@ -159,7 +162,9 @@ impl Ledger {
         let is_damaged = self.witness(id).is_damaged;
         if (status.commit_index < status.applied_index && !is_damaged)
             || status.last.index < status.commit_index
-            || (status.applied_index < status.log_start.index && life.installs.is_none())
+            || (status.applied_index < status.log_start.index
+                && life.installs.is_none()
+                && !life.is_bereft)
         {
             return Err(format!(
                 "{id}: log start {} <= applied {} <= commit {} <= last {} does not hold",
@@ -182,6 +187,7 @@ impl Ledger {
             handed: life.handed,
             installs: life.installs.filter(|last| status.applied_index < last.index),
             is_stopped: status.soft_state.role == Role::Stopped,
+            is_bereft: life.is_bereft && status.applied_index < status.log_start.index,
         };
         for (by, at) in std::mem::take(&mut self.changes) {
             self.on_change(by, at)?;

@@ -7,6 +7,7 @@ use kontiki_raft::{NodeId, ReadMode, Role};
 use crate::{
     command::{Action, Stamp, number},
     dice::{Dice, Draws, Stream},
+    machine::MachineKind,
     requests::Outcome,
     trace::Failure,
     world::World,
@@ -24,6 +25,9 @@ pub(super) struct Client {
     patience: Duration,
     pub(super) lease_reads: u64,
 }
+
+/// Of the writes of clients without a session so many forget history.
+const COMPACT_PERCENT: u64 = 15;
 
 /// Then a client leaves its operation, done or not, and goes on to the next.
 const TRIES_MAX: u64 = 6;
@@ -93,6 +97,13 @@ impl Client {
                 key,
                 if lease { ReadMode::Lease } else { ReadMode::ReadIndex },
             );
+        }
+        if world.setup.machine == MachineKind::Store
+            && self.session.is_none()
+            && self.draws.percent(COMPACT_PERCENT)
+        {
+            let keep = self.draws.log_uniform(1..=40);
+            return world.call(id, Action::Compact { keep }, None);
         }
         // Every value is written once: a read tells which write it has seen.
         let value = world.requests.next_number();

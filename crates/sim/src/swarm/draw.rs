@@ -160,7 +160,23 @@ fn draw_setup(seed: u64, shape: &mut Draws) -> Setup {
     setup.log.segment_bytes = 5_120 * shape.log_uniform(1..=12);
     setup.log.spares = usize::try_from(shape.below(3)).unwrap_or_default();
     draw_config(&mut setup, shape);
+    draw_store(&mut setup);
     setup
+}
+
+/// Every third world is one of whole servers.
+fn draw_store(setup: &mut Setup) {
+    let mut shape = Draws::new(Dice::new(setup.seed), Stream::Shape, 1);
+    if !shape.percent(35) {
+        return;
+    }
+    setup.machine = MachineKind::Store;
+    setup.store.segment_bytes = shape.log_uniform(300..=60_000);
+    setup.store.checkpoint_bytes = shape.log_uniform(500..=50_000);
+    let cache = if shape.percent(50) { 0 } else { shape.log_uniform(1..=5_000) };
+    setup.store.value_cache_bytes = usize::try_from(cache).unwrap_or_default();
+    let slowest = shape.log_uniform(500..=500_000);
+    setup.store_flush = (Duration::from_micros(slowest / 10), Duration::from_micros(slowest));
 }
 
 fn draw_config(setup: &mut Setup, shape: &mut Draws) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kontiki_raft::{EntryId, NodeId, Role};
+use kontiki_raft::{EntryId, NodeId};
 
 use super::{
     Seen,
@@ -237,8 +237,7 @@ impl Play {
     /// A node whose disk has failed takes part no more; its process exits, as the real one does.
     fn bury_the_dead(&mut self) {
         for id in self.world.node_ids() {
-            let is_stopped = |status: crate::NodeStatus| status.role == Role::Stopped;
-            if self.world.status(id).is_some_and(is_stopped) {
+            if self.world.has_failed(id) {
                 self.seen.disk_failures += 1;
                 // With the machine, or alone: then the next process may read back what the disk
                 // has never got (fsyncgate).
@@ -379,6 +378,10 @@ impl Play {
         seen.snapshots_resumed += world.snapshots.resumed;
         seen.chunks_damaged += world.snapshots.damaged;
         seen.snapshots_installed += world.snapshots.installed;
+        seen.store_flushes += world.store_flushes;
+        seen.store_audits += world.store_audits;
+        seen.damaged_stores += world.damaged_stores;
+        seen.lost_states += world.lost_states;
         seen.lease_reads += self.clients.iter().map(|client| client.lease_reads).sum::<u64>();
         for request in world.all_requests() {
             match &request.outcome {

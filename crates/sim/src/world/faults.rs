@@ -58,6 +58,7 @@ impl World {
             return;
         }
         self.note(Note::Fault(Fault::Crash(id)));
+        self.interrupt(id);
         self.end_process(id);
         let node = &mut self.nodes[place(id)];
         node.other_count += 1;
@@ -68,6 +69,7 @@ impl World {
     pub fn stop(&mut self, id: NodeId) {
         if self.is_up(id) {
             self.note(Note::Fault(Fault::Stop(id)));
+            self.interrupt(id);
             self.end_process(id);
             self.nodes[place(id)].disk.kill();
         }
@@ -176,7 +178,7 @@ impl World {
         let disk = &self.nodes[place(id)].disk;
         let has_content = |path: &PathBuf| {
             let dir = path.parent().and_then(|dir| dir.file_name());
-            dir.is_some_and(|dir| dir == "wal" || dir == "snapshot")
+            dir.is_some_and(|dir| dir == "wal" || dir == "snapshot" || dir == "store")
                 && disk.content(path).iter().any(|&byte| byte != 0)
         };
         let files: Vec<PathBuf> = disk.files().into_iter().filter(has_content).collect();
@@ -190,7 +192,11 @@ impl World {
         let bits = u64::try_from(used).unwrap_or_default() * 8;
         let bit = (luck >> 8) % bits.max(1);
         disk.flip_bit(path, bit);
-        self.ledger.on_damage(id);
+        if path.parent().is_some_and(|dir| dir.ends_with("store")) {
+            self.nodes[place(id)].kv_is_rotten = true;
+        } else {
+            self.ledger.on_damage(id);
+        }
         self.note(Note::Fault(Fault::Rot(id)));
         true
     }

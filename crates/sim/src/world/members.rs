@@ -1,10 +1,10 @@
 //! Servers that come and go, as an operator sees it.
 
 use kontiki::Event;
-use kontiki_raft::{ChangeSet, EntryId, MemberRole, Membership, NodeId, Promotion};
+use kontiki_raft::{ChangeSet, EntryId, MemberRole, Membership, NodeId, Promotion, Role};
 
 use super::{World, place};
-use crate::{requests::Ask, trace::Failure};
+use crate::{node::Node, requests::Ask, trace::Failure};
 
 impl World {
     /// An operator asks a node to change the membership. Returns the number of the request.
@@ -64,10 +64,19 @@ impl World {
         self.nodes.get(place(id)).is_some_and(|node| node.is_dead)
     }
 
-    /// Whether its log has lost acknowledged entries, or may have.
+    /// Whether its log has lost acknowledged entries, or its store has lost its state, or may
+    /// have.
     #[must_use]
     pub fn is_damaged(&self, id: NodeId) -> bool {
-        self.ledger.is_damaged(id)
+        let has_lost = |node: &Node| node.kv_is_rotten || node.kv_is_lost;
+        self.ledger.is_damaged(id) || self.nodes.get(place(id)).is_some_and(has_lost)
+    }
+
+    /// Whether its process is about to exit, for its disk has failed.
+    pub(crate) fn has_failed(&self, id: NodeId) -> bool {
+        let Some(process) = &self.nodes[place(id)].process else { return false };
+        process.replica.status().soft_state.role == Role::Stopped
+            || process.kv.as_ref().is_some_and(|kv| kv.has_failed)
     }
 
     /// Whether the others can do without what this node holds: of every membership that may
