@@ -87,6 +87,7 @@ impl World {
             self.lost_states += 1;
         }
         let machine = self.audit_kv(id, &kv)?;
+        self.node_mut(id).kv_durable = kv.durable_applied();
         Ok(Found::State(machine, Some(kv)))
     }
 
