@@ -12,6 +12,7 @@
 //! as long as there is room (see [`KeyIndex::evict`]); all others are read from the segments.
 
 use std::{
+    hint::black_box,
     ops::Bound,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -30,6 +31,11 @@ const VALUE_OVERHEAD: usize = 16;
 /// How many keys one call of [`KeyIndex::evict`] looks at: a bound on the time that the lock
 /// is held, well above the number of puts in a batch. A guess.
 const EVICT_KEYS_MAX: usize = 8192;
+
+const CACHE_LINE_BYTES: usize = 64;
+
+/// How much of a value is brought near: the processor guesses the rest of a long one itself.
+const DRAWN_LINES_MAX: usize = 8;
 
 /// Bounds between which no key is.
 const NOTHING: Bounds<'static> = (Bound::Unbounded, Bound::Excluded(&[]));
@@ -204,6 +210,14 @@ impl KeyEntry {
         let version = older.get(after.checked_sub(1)?)?;
         let (at, place) = (version.at(), version.place());
         (!version.is_tombstone()).then_some(Hit { at, place, newest: None, value: None })
+    }
+
+    /// Has the value brought into the cache of the processor, if it is in memory. Does not wait.
+    pub(crate) fn draw_near(&self) {
+        let value = self.hot.as_deref().unwrap_or_default();
+        for byte in value.iter().step_by(CACHE_LINE_BYTES).take(DRAWN_LINES_MAX) {
+            black_box(*byte);
+        }
     }
 
     /// The newest version, unless it is a tombstone.

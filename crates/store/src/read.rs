@@ -31,6 +31,10 @@ use crate::{
 const EXPECTED_MAX: usize = 1024;
 const EXPECTED_BYTES_MAX: usize = 512 << 10;
 
+/// How many keys are looked at ahead, so that their values come from memory side by side and
+/// not one after the other: about as many cache lines as a processor waits for at once.
+const BLOCK_KEYS: usize = 16;
+
 /// A range that is being answered.
 #[derive(Debug)]
 pub(crate) struct Selection<'a> {
@@ -159,38 +163,44 @@ impl<'a> Selection<'a> {
         }
         let cursor = self.cursor.take();
         let cursor = cursor.as_deref().map(Bound::Excluded);
-        let mut last = None;
-        let mut keys_left = keys_max;
-        // Two loops, as the two directions are two types.
-        if self.is_descending() {
-            for (key, entry) in state.index.between((first, cursor.unwrap_or(end))).rev() {
-                if keys_left == 0 {
-                    break;
-                }
-                keys_left -= 1;
-                self.visit(key, entry, state)?;
-                last = Some(key);
-                if self.is_complete() {
-                    return Ok(true);
-                }
-            }
+        // Two calls, as the two directions are two types.
+        self.cursor = if self.is_descending() {
+            let keys = state.index.between((first, cursor.unwrap_or(end))).rev();
+            self.walk(keys, keys_max, state)?
         } else {
-            for (key, entry) in state.index.between((cursor.unwrap_or(first), end)) {
-                if keys_left == 0 {
-                    break;
-                }
-                keys_left -= 1;
-                self.visit(key, entry, state)?;
-                last = Some(key);
-                if self.is_complete() {
-                    return Ok(true);
-                }
-            }
-        }
-        if keys_left == 0 {
-            self.cursor = last.cloned();
-        }
+            self.walk(state.index.between((cursor.unwrap_or(first), end)), keys_max, state)?
+        };
         Ok(self.cursor.is_none())
+    }
+
+    /// Visits up to `keys_max` keys. Returns the last one, unless no other can count.
+    fn walk<'k>(
+        &mut self,
+        mut keys: impl Iterator<Item = (&'k Key, &'k KeyEntry)>,
+        keys_max: usize,
+        state: &State,
+    ) -> Result<Option<Key>, Fatal> {
+        let reads_values = self.needs_values() && !self.request.count_only;
+        let mut block = Vec::with_capacity(BLOCK_KEYS);
+        let mut keys_left = keys_max;
+        while 0 < keys_left {
+            let rows_left = self.picked_max().saturating_sub(self.rows.len()).max(1);
+            let wanted = if self.is_counted { rows_left } else { usize::MAX };
+            let len = BLOCK_KEYS.min(keys_left).min(wanted);
+            block.clear();
+            block.extend(keys.by_ref().take(len));
+            if reads_values {
+                block.iter().for_each(|(_, entry)| entry.draw_near());
+            }
+            for (key, entry) in &block {
+                self.visit(key, entry, state)?;
+            }
+            if block.len() < len || self.is_complete() {
+                return Ok(None);
+            }
+            keys_left -= len;
+        }
+        Ok(block.last().map(|&(key, _)| key.clone()))
     }
 
     /// Whether this is a limited range of the current revision, of which every key that has a
