@@ -11,6 +11,7 @@
 #![expect(clippy::unwrap_used, reason = "a measurement ends where it is surprised")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
+mod bystander;
 #[path = "../../tests/e2e/members.rs"]
 mod members;
 mod process;
@@ -27,6 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bystander::Bystander;
 use servers::{Servers, run, until};
 use writers::Writers;
 
@@ -88,6 +90,9 @@ async fn failover(kills: usize) {
     );
 }
 
+/// Writes should never wait longer for a snapshot.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
 /// How long a follower without data takes to get all of them, what memory it costs, and how
 /// long writers wait meanwhile.
 async fn catch_up(megabytes: usize) {
@@ -102,9 +107,11 @@ async fn catch_up(megabytes: usize) {
     println!("log and snapshots of the leader: {}", process::files(&servers));
 
     let writers = Writers::start(&servers, 8).await;
-    pause(10).await;
     let leader = servers.leader().await;
-    let calm = writers.longest_gap(Instant::now() - Duration::from_secs(8), Instant::now());
+    let bystander = Bystander::start(servers.dir.path());
+    pause(10).await;
+    let (from, to) = (Instant::now() - Duration::from_secs(9), Instant::now());
+    let (calm, calm_disk) = (writers.longest_gap(from, to), bystander.longest(from, to));
     let idle = process::Memory::of(servers.process(leader));
     process::forget_peak(servers.process(leader));
 
@@ -114,12 +121,20 @@ async fn catch_up(megabytes: usize) {
     writers::until_caught_up(&servers, follower).await;
     let took = began.elapsed();
     let worst = writers.longest_gap(began, Instant::now());
+    let worst_disk = bystander.longest(began, Instant::now());
+    let pauses = writers.gaps_over(began, Instant::now(), PAUSE_MAX);
     let (sender, receiver) = (servers.process(leader), servers.process(follower));
     let (sent, received) = (process::Memory::of(sender), process::Memory::of(receiver));
     pause(10).await;
     let rest = process::Memory::of(receiver);
     println!("caught up after {:.1} s", took.as_secs_f64());
     println!("longest write pause: {} ms, {} ms before", worst.as_millis(), calm.as_millis());
+    println!(
+        "of a bystander on the disk: {} ms, {} ms before",
+        worst_disk.as_millis(),
+        calm_disk.as_millis()
+    );
+    println!("{pauses} pauses of more than {} ms", PAUSE_MAX.as_millis());
     println!("leader:   {} MB above idle ({idle} before, {sent} after)", sent.peak - idle.now);
     println!(
         "follower: {} MB above idle ({received} when done, {rest} at rest)",

@@ -68,13 +68,22 @@ impl Writers {
 
     /// The longest time without an answer between two moments.
     pub(crate) fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
+        self.gaps(from, to).into_iter().max().unwrap_or_default()
+    }
+
+    /// How many were longer than this.
+    pub(crate) fn gaps_over(&self, from: Instant, to: Instant, limit: Duration) -> usize {
+        self.gaps(from, to).into_iter().filter(|gap| limit < *gap).count()
+    }
+
+    fn gaps(&self, from: Instant, to: Instant) -> Vec<Duration> {
         let done = self.done.borrow();
         let mut moments: Vec<Instant> =
             done.iter().map(|(_, ended)| *ended).filter(|at| from < *at && *at < to).collect();
         moments.push(to);
         moments.sort_unstable();
         let starts = std::iter::once(from).chain(moments.iter().copied());
-        starts.zip(&moments).map(|(before, after)| *after - before).max().unwrap_or_default()
+        starts.zip(&moments).map(|(before, after)| *after - before).collect()
     }
 }
 
