@@ -4,6 +4,7 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod bit_flips;
 mod codec;
 mod compact;
 mod crash;
@@ -12,6 +13,7 @@ mod differential;
 mod full;
 mod put_delete;
 mod range;
+mod rot;
 mod snapshot;
 mod support;
 mod threads;

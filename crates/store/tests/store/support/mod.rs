@@ -4,6 +4,8 @@ pub(crate) mod disk;
 pub(crate) mod generate;
 pub(crate) mod model;
 pub(crate) mod rng;
+pub(crate) mod small;
+pub(crate) mod truth;
 
 use std::time::Duration;
 
