@@ -40,6 +40,15 @@ pub(crate) fn apply(store: &Store, request: &Request) -> Result<Response, &'stat
     responses.remove(0).map_err(|error| refusal(&error))
 }
 
+/// Applies a command for each key, all in one batch, and makes it durable.
+pub(crate) fn apply_batch(store: &Store, command: &dyn Fn(&str) -> Request, keys: &[String]) {
+    let first = store.applied().0 + 1;
+    let commands = (first..).zip(keys).map(|(index, key)| (index, 1, command(key)));
+    let batch: Vec<_> = commands.collect();
+    store.apply(&batch, (batch.last().unwrap().0, 1)).unwrap();
+    store.flush().unwrap();
+}
+
 /// Compacts until nothing is left to do.
 pub(crate) fn compact_fully(store: &Store) {
     store.flush().unwrap(); // what allows it has to be durable

@@ -43,6 +43,11 @@ impl Truth {
         })
     }
 
+    /// All keys, as they are.
+    pub(crate) fn newest(&self) -> &RangeResponse {
+        self.states.last().expect("a store has a current revision")
+    }
+
     /// Asks one kind of question, and compares the answers. The error is what the store says
     /// of damage; a wrong answer is the end of the test.
     pub(crate) fn check(&self, store: &Store, question: Question) -> Result<(), Fatal> {
