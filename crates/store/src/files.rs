@@ -245,6 +245,7 @@ fn state_error(dir: &Path, error: DiskError) -> OpenError {
         DiskError::Version { path, found, supported } => {
             OpenError::Version { path, found, known: supported }
         }
+        DiskError::Io { op: "read", path, source } => OpenError::unreadable(&path, 0, &source),
         other => OpenError::Io { path: dir.join(STATE), source: Arc::new(other) },
     }
 }

@@ -80,3 +80,48 @@ fn a_byte_that_rots_under_an_open_store_is_neither_served_nor_copied() {
     }
     assert!(1000 < found && 1000 < harmless, "{found} found, {harmless} harmless");
 }
+
+/// What the disk does not give back is as damaged as what it gives back changed, be it that the
+/// store is open or that it is about to be.
+#[test]
+fn what_cannot_be_read_is_refused_or_found_and_never_left_out() {
+    let small = Small::new(End::KilledLater);
+    let after = small.disk.fork();
+    upkeep(open(&after).unwrap()).unwrap();
+    after.kill();
+    let after = Truth::of(&open(&after).unwrap()).unwrap();
+    let (mut found, mut refused) = (0, 0);
+    for path in small.disk.files() {
+        let len = small.disk.content(&path).len() as u64;
+        for start in (0..len).step_by(24) {
+            for turn in 0..=Question::ALL.len() {
+                let disk = small.disk.fork();
+                let store = open(&disk).unwrap();
+                disk.make_unreadable(&path, start..start + 8);
+                match Question::ALL.get(turn) {
+                    None => upkeep_of(store, &disk, &path, &after),
+                    Some(question) => match small.truth().check(&store, *question) {
+                        Ok(()) => {}
+                        Err(Fatal::Corrupt { file, .. }) => {
+                            assert_eq!(file, path);
+                            found += 1;
+                        }
+                        Err(error) => panic!("{} at {start}: {error}", path.display()),
+                    },
+                }
+            }
+            let disk = small.disk.fork();
+            disk.make_unreadable(&path, start..start + 8);
+            match open(&disk).map(|store| Truth::of(&store)) {
+                Ok(Ok(truth)) => assert!(truth == *small.truth(), "{}", path.display()),
+                Ok(Err(Fatal::Corrupt { file, .. })) => assert_eq!(file, path),
+                Err(OpenError::Damaged { path: said, .. }) => {
+                    assert_eq!(said, path);
+                    refused += 1;
+                }
+                other => panic!("{} at {start}: {other:?}", path.display()),
+            }
+        }
+    }
+    assert!(100 < found && 10 < refused, "{found} found, {refused} refused");
+}
