@@ -3,6 +3,7 @@
 pub(crate) mod disk;
 pub(crate) mod generate;
 pub(crate) mod model;
+pub(crate) mod oracle;
 pub(crate) mod rng;
 pub(crate) mod small;
 pub(crate) mod truth;
