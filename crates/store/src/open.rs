@@ -62,7 +62,9 @@ pub(crate) fn recover(found: Found, options: StoreOptions) -> Result<Opened, Ope
     let loaded = newest.and_then(|path| {
         load(&files, path, threads, &|seq, generation, end| chain.number(seq, generation, end))
     });
-    let with_checkpoint = match loaded.filter(|loaded| chain.reaches(&loaded.mark)) {
+    // What a checkpoint has was durable, whether `STATE` has heard of it or not.
+    let mark = loaded.as_ref().map_or(mark, |loaded| mark.max(loaded.mark));
+    let with_checkpoint = match loaded {
         Some(mut loaded) => {
             let entries = std::mem::take(&mut loaded.entries);
             let read = chain.read(mark, &files, Some(&loaded), threads)?;
@@ -128,11 +130,6 @@ impl Chain {
                 }
             }
         }
-        let end = chain.segments.last().map_or(0, |last| last.header.last_seq);
-        if end < mark.segment_seq {
-            let missing = files.segment_path(&files.header(end + 1, 0));
-            return Err(OpenError::damaged(&missing, 0, "the file is missing"));
-        }
         // Copies are made of segments that others follow.
         if let Some(copy) = chain.segments.last().filter(|last| 0 < last.header.generation) {
             let missing = files.segment_path(&files.header(copy.header.last_seq + 1, 0));
@@ -169,12 +166,6 @@ impl Chain {
         if is_it { number_of(at) } else { 0 }
     }
 
-    /// Whether history goes as far as `mark`.
-    fn reaches(&self, mark: &DurableMark) -> bool {
-        let last = self.segments.last().map_or(0, |last| last.header.last_seq);
-        mark.segment_seq <= last
-    }
-
     /// Reads all frames that are not in a checkpoint.
     fn read(
         &self,
@@ -183,6 +174,11 @@ impl Chain {
         loaded: Option<&Loaded>,
         threads: usize,
     ) -> Result<Read, OpenError> {
+        let end = self.segments.last().map_or(0, |last| last.header.last_seq);
+        if end < mark.segment_seq {
+            let missing = files.segment_path(&files.header(end + 1, 0));
+            return Err(OpenError::damaged(&missing, 0, "the file is missing"));
+        }
         let jobs: Vec<Job<'_>> = (0..self.segments.len()).map(|at| self.job(at, loaded)).collect();
         let scanned = scan_all(&jobs, threads);
         let begin = loaded.map(|loaded| (loaded.mark.frame_seq, loaded.position));

@@ -8,7 +8,7 @@ use kontiki_store::{Fatal, OpenError};
 
 use crate::support::{
     apply_compact, apply_put, compact_fully,
-    small::{End, Frame, Small, durable_mark, files, frames, number, open},
+    small::{DIR, End, Frame, Small, durable_mark, files, frames, number, open},
     truth::{Question, Truth},
 };
 
@@ -320,4 +320,27 @@ fn what_cannot_be_read_behind_a_broken_frame_may_prove_that_it_was_durable() {
             matches!(&opened, Err(OpenError::Damaged { path: said, .. }) if said == path);
         assert!(is_refused, "readable: {is_readable}, {opened:?}");
     }
+}
+
+/// A checkpoint gets its name before `STATE` hears of it. What is in it was durable all the
+/// same: it is no reason to go on with less that the file is gone where it ends.
+#[test]
+fn a_lost_segment_is_missed_if_only_a_checkpoint_knows_of_it() {
+    let disk = SimDisk::new();
+    let store = open(&disk).unwrap();
+    apply_put(&store, "a", &"v".repeat(1000)); // as long as a segment
+    store.flush().unwrap();
+    apply_put(&store, "b", "v");
+    store.flush().unwrap();
+    let state = Path::new(DIR).join("STATE");
+    let before = disk.content(&state);
+    store.close().unwrap();
+    disk.kill();
+    disk.overwrite(&state, 0, &before);
+    let [_, last] = &files(&disk, "seg")[..] else { panic!("{:?}", disk.files()) };
+    assert!(durable_mark(&disk).0 == 1 && files(&disk, "ck").len() == 1);
+    assert_eq!(open(&disk.fork()).unwrap().applied(), (2, 1));
+    disk.lose(last);
+    let opened = open(&disk).map(|store| store.applied());
+    assert!(matches!(&opened, Err(OpenError::Damaged { path, .. }) if path == last), "{opened:?}");
 }

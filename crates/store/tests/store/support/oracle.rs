@@ -6,22 +6,23 @@
 //! Writes of one transaction share the main revision, and a put and a deletion of one key may
 //! be two of them: so the sub revision is a part of the key, too.
 
-use std::{
-    borrow::Cow,
-    io,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{borrow::Cow, io, sync::Arc};
 
 use kontiki_store::{Bytes, KeyValue, Request, Response};
+use parking_lot::Mutex;
 use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
 };
 
 use super::model::{Keys, Past, Refusal, apply};
 
-/// By key, main and sub revision: create revision, version (zero in a deletion), value.
-const EVENTS: TableDefinition<'_, (&[u8], i64, u32), (i64, i64, &[u8])> =
-    TableDefinition::new("events");
+/// Key, main and sub revision.
+type EventKey = (&'static [u8], i64, u32);
+
+/// Create revision, version (zero in a deletion), value.
+type EventRow = (i64, i64, &'static [u8]);
+
+const EVENTS: TableDefinition<'_, EventKey, EventRow> = TableDefinition::new("events");
 const REVISIONS: TableDefinition<'_, &str, i64> = TableDefinition::new("revisions");
 
 /// An event, with its place in history first.
@@ -207,7 +208,7 @@ struct File(Arc<Mutex<Vec<u8>>>);
 impl File {
     /// Hands the bytes from `offset` on to `with`.
     fn with<T>(&self, offset: u64, len: usize, with: impl FnOnce(&mut [u8]) -> T) -> io::Result<T> {
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = self.0.lock();
         let from = usize::try_from(offset).map_err(io::Error::other)?;
         let place = bytes.get_mut(from..from + len).ok_or(io::ErrorKind::UnexpectedEof)?;
         Ok(with(place))
@@ -216,7 +217,7 @@ impl File {
 
 impl StorageBackend for File {
     fn len(&self) -> io::Result<u64> {
-        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.0.lock();
         u64::try_from(bytes.len()).map_err(io::Error::other)
     }
 
@@ -225,7 +226,7 @@ impl StorageBackend for File {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = self.0.lock();
         bytes.resize(usize::try_from(len).map_err(io::Error::other)?, 0);
         Ok(())
     }
