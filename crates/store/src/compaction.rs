@@ -100,7 +100,8 @@ impl Shared {
             return Ok(true);
         }
         if rewrite.is_none() && !*is_stalled {
-            *rewrite = self.plan_rewrite(mark.segment_seq).map_err(|fatal| self.fail(fatal))?;
+            let planned = self.plan_rewrite(mark.segment_seq, *walked);
+            *rewrite = planned.map_err(|fatal| self.fail(fatal))?;
         }
         if let Some(step) = rewrite {
             match step.step(self).map_err(|fatal| self.fail(fatal))? {

@@ -41,7 +41,7 @@ const TEMPORARY: &str = "tmp";
 
 /// What is known to be on disk, from a time when nothing was being written. A hint: frames and
 /// their order are the truth, and this tells damage from what a crash has torn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct DurableMark {
     /// The segment that was written last, and where it ended.
     pub(crate) segment_seq: u64,
@@ -245,6 +245,7 @@ fn state_error(dir: &Path, error: DiskError) -> OpenError {
         DiskError::Version { path, found, supported } => {
             OpenError::Version { path, found, known: supported }
         }
+        DiskError::Io { op: "read", path, source } => OpenError::unreadable(&path, 0, &source),
         other => OpenError::Io { path: dir.join(STATE), source: Arc::new(other) },
     }
 }

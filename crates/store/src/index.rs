@@ -270,6 +270,14 @@ impl KeyEntry {
         }
     }
 
+    /// Whether a version that is newer than `at` and not after `compact_revision` is kept: then
+    /// nobody sees what was before it.
+    pub(crate) fn covers(&self, at: Revision, compact_revision: i64) -> bool {
+        let older = self.older().iter().map(Older::at);
+        let mut versions = older.chain([self.newest.at()]);
+        versions.any(|version| at < version && version.main <= compact_revision)
+    }
+
     /// Whether history from `compact_revision` on needs the version made at `at`.
     ///
     /// Everything after it does; up to it only the newest version, and if that is a tombstone

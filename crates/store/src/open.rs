@@ -9,13 +9,22 @@
 //! Events lie in the order of revisions and the index is in the order of keys: they are
 //! collected, sorted by both processors, and the map is built from its leaves up.
 
-use std::{collections::BTreeMap, iter::Peekable, path::PathBuf, sync::Arc, thread, vec};
+use std::{
+    collections::BTreeMap,
+    io,
+    iter::Peekable,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread, vec,
+};
+
+use kontiki_disk::DiskFile;
 
 use crate::{
     checkpoint::{Loaded, load},
     error::{Fatal, OpenError},
     files::{DurableMark, Files, Found},
-    frame::{FRAME_HEADER_BYTES, FrameHeader, Position, find_proof},
+    frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, Position, find_proof},
     index::{KeyEntry, KeyIndex, Older},
     key::Key,
     record::Version,
@@ -53,7 +62,9 @@ pub(crate) fn recover(found: Found, options: StoreOptions) -> Result<Opened, Ope
     let loaded = newest.and_then(|path| {
         load(&files, path, threads, &|seq, generation, end| chain.number(seq, generation, end))
     });
-    let with_checkpoint = match loaded.filter(|loaded| chain.reaches(&loaded.mark)) {
+    // What a checkpoint has was durable, whether `STATE` has heard of it or not.
+    let mark = loaded.as_ref().map_or(mark, |loaded| mark.max(loaded.mark));
+    let with_checkpoint = match loaded {
         Some(mut loaded) => {
             let entries = std::mem::take(&mut loaded.entries);
             let read = chain.read(mark, &files, Some(&loaded), threads)?;
@@ -66,6 +77,9 @@ pub(crate) fn recover(found: Found, options: StoreOptions) -> Result<Opened, Ope
         None => chain.read(mark, &files, None, threads)?.open(&files, &options, None),
     };
     let (state, flushed) = built.expect("every event that was read has its place");
+    if let Some(unfinished) = &chain.unfinished {
+        remove(&files, &unfinished.path)?;
+    }
     let walked = state.position.compact_revision;
     Ok(Opened { files, state, flushed, walked, options })
 }
@@ -74,20 +88,30 @@ pub(crate) fn recover(found: Found, options: StoreOptions) -> Result<Opened, Ope
 #[derive(Debug)]
 struct Chain {
     segments: Vec<Arc<Segment>>,
+    /// What follows them without a header, which a crash may have kept from being written.
+    unfinished: Option<Unfinished>,
+}
+
+/// A file that should be a segment and has no header.
+#[derive(Debug)]
+struct Unfinished {
+    path: PathBuf,
+    /// Of the frames that may be in it.
+    salt: u32,
 }
 
 impl Chain {
     /// Chooses from what lies there, and removes what others stand for.
     fn choose(found: &Found) -> Result<Self, OpenError> {
         let Found { files, mark, segments: paths, .. } = found;
-        let mut newest: BTreeMap<u64, &PathBuf> = BTreeMap::new();
+        let mut newest: BTreeMap<u64, (u32, &PathBuf)> = BTreeMap::new();
         let mut former = Vec::new();
-        for ((seq, _), path) in paths {
-            former.extend(newest.insert(*seq, path));
+        for ((seq, generation), path) in paths {
+            former.extend(newest.insert(*seq, (*generation, path)).map(|(_, path)| path));
         }
-        let mut chain = Self { segments: Vec::new() };
+        let mut chain = Self { segments: Vec::new(), unfinished: None };
         let last = newest.keys().next_back().copied();
-        for (seq, path) in newest {
+        for (seq, (generation, path)) in newest {
             let covered_to = chain.segments.last().map_or(0, |before| before.header.last_seq);
             if seq <= covered_to {
                 former.push(path);
@@ -95,21 +119,24 @@ impl Chain {
             }
             match Segment::open(&*files.disk, path)? {
                 Some(segment) => chain.push(segment, files.epoch, seq)?,
-                // A crash while it was made: nothing in it was promised.
-                None if Some(seq) == last && mark.segment_seq < seq => former.push(path),
+                // A crash while it was made, unless a frame in it says otherwise. A copy gets
+                // its name when all of it is durable.
+                None if Some(seq) == last && mark.segment_seq < seq && generation == 0 => {
+                    let salt = files.header(seq, 0).salt;
+                    chain.unfinished = Some(Unfinished { path: path.clone(), salt });
+                }
                 None => {
                     return Err(OpenError::damaged(path, 0, "its header is not what was written"));
                 }
             }
         }
-        let end = chain.segments.last().map_or(0, |last| last.header.last_seq);
-        if end < mark.segment_seq {
-            let missing = files.segment_path(&files.header(end + 1, 0));
+        // Copies are made of segments that others follow.
+        if let Some(copy) = chain.segments.last().filter(|last| 0 < last.header.generation) {
+            let missing = files.segment_path(&files.header(copy.header.last_seq + 1, 0));
             return Err(OpenError::damaged(&missing, 0, "the file is missing"));
         }
         for path in former {
-            let removed = files.remove(path);
-            removed.map_err(|e| OpenError::Io { path: path.clone(), source: Arc::new(e) })?;
+            remove(files, path)?;
         }
         Ok(chain)
     }
@@ -139,12 +166,6 @@ impl Chain {
         if is_it { number_of(at) } else { 0 }
     }
 
-    /// Whether history goes as far as `mark`.
-    fn reaches(&self, mark: &DurableMark) -> bool {
-        let last = self.segments.last().map_or(0, |last| last.header.last_seq);
-        mark.segment_seq <= last
-    }
-
     /// Reads all frames that are not in a checkpoint.
     fn read(
         &self,
@@ -153,6 +174,11 @@ impl Chain {
         loaded: Option<&Loaded>,
         threads: usize,
     ) -> Result<Read, OpenError> {
+        let end = self.segments.last().map_or(0, |last| last.header.last_seq);
+        if end < mark.segment_seq {
+            let missing = files.segment_path(&files.header(end + 1, 0));
+            return Err(OpenError::damaged(&missing, 0, "the file is missing"));
+        }
         let jobs: Vec<Job<'_>> = (0..self.segments.len()).map(|at| self.job(at, loaded)).collect();
         let scanned = scan_all(&jobs, threads);
         let begin = loaded.map(|loaded| (loaded.mark.frame_seq, loaded.position));
@@ -173,6 +199,9 @@ impl Chain {
         if read.frame_seq < mark.frame_seq {
             let path = read.segments.last().map_or_else(PathBuf::new, |last| last.0.path.clone());
             return Err(OpenError::damaged(&path, 0, "frames that were durable are missing"));
+        }
+        if let Some(unfinished) = &self.unfinished {
+            unfinished.judge(files, read.frame_seq)?;
         }
         Ok(read)
     }
@@ -320,10 +349,11 @@ impl Read {
         if let Some((seq, position)) = last.filter(|(seq, _)| self.frame_seq < *seq) {
             (self.frame_seq, self.position) = (seq, position);
         }
+        let header = &segment.header;
         let end = broken.map_or(len, |(offset, _)| offset);
         let durable_end = match mark.segment_seq {
-            seq if seq == segment.header.last_seq => mark.offset,
-            seq if segment.header.last_seq < seq => u64::MAX,
+            seq if seq == header.last_seq => mark.offset,
+            seq if header.last_seq < seq => u64::MAX,
             _ => 0,
         };
         if let Some((offset, what)) = broken {
@@ -331,6 +361,10 @@ impl Read {
                 return Err(fatal(segment.damaged(offset, what)));
             }
             self.judge(segment, offset, len, what)?;
+        } else if header.generation == 0 && header.last_seq == mark.segment_seq && len < mark.offset
+        {
+            // A checkpoint may stand for what is gone; whoever takes over the state needs it.
+            return Err(fatal(segment.damaged(len, "it ends before what was durable")));
         }
         if is_last && (end < len || durable_end < end) {
             settle(segment, durable_end.min(end), end, files).map_err(fatal)?;
@@ -343,21 +377,13 @@ impl Read {
     /// Whether a later frame proves that the one at `offset`, which is broken, was durable.
     fn judge(&self, segment: &Segment, offset: u64, len: u64, what: &str) -> Result<(), OpenError> {
         let salt = segment.header.salt;
-        let (mut at, mut buf) = (offset, Vec::new());
-        loop {
-            let step = (len - at).min(SEARCH_BYTES);
-            buf.resize(usize::try_from(step).expect("a few megabytes"), 0);
-            let is_readable = segment.file.read_at(at, &mut buf).is_ok();
-            let proof = is_readable.then(|| find_proof(&buf, salt, self.frame_seq)).flatten();
-            if let Some((_, later)) = proof {
-                let what = format!("{what}, though it was durable when frame {} came", later.seq);
-                return Err(OpenError::damaged(&segment.path, offset, what));
-            }
-            if at + step == len {
-                return Ok(());
-            }
-            at += step - FRAME_HEADER_BYTES as u64; // a header may cross the border
-        }
+        let proof = later_proof(&*segment.file, salt, (offset, len), self.frame_seq);
+        let proof =
+            proof.map_err(|(at, error)| OpenError::unreadable(&segment.path, at, &error))?;
+        proof.map_or(Ok(()), |later| {
+            let what = format!("{what}, though it was durable when frame {} came", later.seq);
+            Err(OpenError::damaged(&segment.path, offset, what))
+        })
     }
 
     /// Builds the state, on top of what a checkpoint holds. `None` if that points to what is
@@ -407,6 +433,55 @@ impl Read {
             Flushed { position, mark, told, since_checkpoint: scanned_bytes, is_replaced: false };
         Some((state, flushed))
     }
+}
+
+impl Unfinished {
+    /// Whether a frame in it proves that it was durable once, which comes after `frame_seq`.
+    fn judge(&self, files: &Files, frame_seq: u64) -> Result<(), OpenError> {
+        let io = |error| OpenError::Io { path: self.path.clone(), source: Arc::new(error) };
+        let file = files.disk.open(&self.path).map_err(io)?;
+        let len = file.len().map_err(io)?;
+        // Where the first frame is, if there is one, is behind the beginning.
+        let from = (SEGMENT_HEADER_BYTES - FRAME_ALIGN) as u64;
+        if len < from {
+            return Ok(());
+        }
+        let proof = later_proof(&*file, self.salt, (from, len), frame_seq);
+        let proof = proof.map_err(|(at, error)| OpenError::unreadable(&self.path, at, &error))?;
+        proof.map_or(Ok(()), |later| {
+            let what = "its header is not what was written, though it was durable when frame";
+            Err(OpenError::damaged(&self.path, 0, format!("{what} {} came", later.seq)))
+        })
+    }
+}
+
+/// A frame behind the beginning of a place in a file that says that the one after `frame_seq`
+/// was durable. What cannot be read may be that frame.
+fn later_proof(
+    file: &dyn DiskFile,
+    salt: u32,
+    (from, end): (u64, u64),
+    frame_seq: u64,
+) -> Result<Option<FrameHeader>, (u64, io::Error)> {
+    let (mut at, mut buf) = (from, Vec::new());
+    loop {
+        let step = (end - at).min(SEARCH_BYTES);
+        buf.resize(usize::try_from(step).expect("a few megabytes"), 0);
+        file.read_at(at, &mut buf).map_err(|error| (at, error))?;
+        if let Some((_, later)) = find_proof(&buf, salt, frame_seq) {
+            return Ok(Some(later));
+        }
+        if at + step == end {
+            return Ok(None);
+        }
+        at += step - FRAME_HEADER_BYTES as u64; // a header may cross the border
+    }
+}
+
+/// Removes a file that does not count.
+fn remove(files: &Files, path: &Path) -> Result<(), OpenError> {
+    let io = |error| OpenError::Io { path: path.to_owned(), source: Arc::new(error) };
+    files.remove(path).map_err(io)
 }
 
 /// What follows the segments that were read: the rest of the last one, or a new one.

@@ -6,27 +6,39 @@
 //!   to the copies, a few hundred at a time ─► remove the old files
 //! ```
 //!
+//! A deletion that is dead, for no reader may ask about the time before it, is not needed, but
+//! its record may be: as long as an older segment holds a put of the key that is as dead and not
+//! removed yet, whoever reads the segments would take that for the newest version. So it is
+//! copied, a *grave*, unless all older segments were copied since compaction has passed it, or a
+//! later version covers both. When graves take too much, the segments that they are kept for are
+//! copied first, the oldest first, and then they go.
+//!
 //! A crash before the rename leaves the old files, one after it both: the higher generation
 //! stands for those before it. The last frame of what is copied keeps its number and position,
 //! be it without records, for it may be the last one of all.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{ops::Range, path::PathBuf, sync::Arc};
 
 use parking_lot::RwLockWriteGuard;
 
 use crate::{
     error::Fatal,
     frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Position},
+    index::KeyEntry,
     key::Key,
-    record::Revision,
+    record::{Event, Revision},
     segment::{Place, SEGMENT_HEADER_BYTES, Segment},
-    segments::Held,
+    segments::{Graves, Held},
     store::Shared,
     writer::full,
 };
 
 /// Below this share of live records a segment is rewritten.
 const LIVE_RATIO: f64 = 0.7;
+
+/// When graves take more than one in so many of the bytes that are alive, and more than a
+/// segment, they have to go. A guess: all of the store is read for it at worst.
+const GRAVES_SHARE: u64 = 4;
 
 /// How many segments become one, at most.
 const RUN_MAX: usize = 8;
@@ -73,6 +85,11 @@ pub(crate) struct Rewrite {
     /// The last frame that was read, and the last one that was written.
     last_read: (u64, Position),
     last_written: u64,
+    /// The compact revision by which versions are dead, and the one up to which all that is
+    /// dead in older segments is gone.
+    walked: i64,
+    floor: i64,
+    graves: Graves,
     moves: Vec<Move>,
     /// How many of `moves` the index knows.
     moved: usize,
@@ -91,10 +108,17 @@ struct Move {
 impl Shared {
     /// Chooses neighbours that are worth to be rewritten, if there are any. Segments before
     /// `active_seq` are complete.
-    pub(crate) fn plan_rewrite(&self, active_seq: u64) -> Result<Option<Rewrite>, Fatal> {
+    /// No version in memory is dead by the compact revision `walked`.
+    pub(crate) fn plan_rewrite(
+        &self,
+        active_seq: u64,
+        walked: i64,
+    ) -> Result<Option<Rewrite>, Fatal> {
         let mut complete = self.state.read().segments.in_order();
         complete.retain(|(_, held)| held.header.last_seq < active_seq);
         let Some(run) = choose(&complete, self.options.segment_bytes) else { return Ok(None) };
+        let older = complete[..run.start].iter();
+        let floor = older.map(|(_, held)| held.graves.clean_at).min().unwrap_or(i64::MAX);
         let sources = complete[run].to_vec();
         let (Some((_, first)), Some((_, last))) = (sources.first(), sources.last()) else {
             return Ok(None);
@@ -126,6 +150,9 @@ impl Shared {
             frame_count: 0,
             last_read: (last_written, Position::default()),
             last_written,
+            walked,
+            floor,
+            graves: Graves { clean_at: walked, ..Graves::default() },
             moves: Vec::new(),
             moved: 0,
             is_published: false,
@@ -140,10 +167,10 @@ impl Shared {
 }
 
 /// The neighbours whose rewriting gives back the most for what it copies.
-fn choose(complete: &[(u32, Held)], segment_bytes: u64) -> Option<std::ops::Range<usize>> {
+fn choose(complete: &[(u32, Held)], segment_bytes: u64) -> Option<Range<usize>> {
     let len = |held: &Held| held.end - SEGMENT_HEADER_BYTES as u64;
     #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-    let ratio = |held: &Held| held.live_bytes as f64 / len(held).max(1) as f64;
+    let ratio = |held: &Held| held.kept_bytes() as f64 / len(held).max(1) as f64;
     let is_small = |held: &Held| held.end <= segment_bytes / 4;
     let is_worn = |held: &Held| ratio(held) < LIVE_RATIO;
     // One that is worn and still as short as it gets is nothing to begin with, though its
@@ -152,15 +179,16 @@ fn choose(complete: &[(u32, Held)], segment_bytes: u64) -> Option<std::ops::Rang
         .filter(|&at| is_worn(&complete[at].1) && has_dead(&complete[at].1))
         .min_by(|&a, &b| ratio(&complete[a].1).total_cmp(&ratio(&complete[b].1)));
     // A small one alone gives nothing back; with a small neighbour it does.
-    let start = worst.or_else(|| {
+    let alone = worst.or_else(|| buried(complete, segment_bytes));
+    let start = alone.or_else(|| {
         (1..complete.len()).find(|&at| is_small(&complete[at - 1].1) && is_small(&complete[at].1))
     })?;
     let mut run = start..start + 1;
-    let mut live = complete[start].1.live_bytes;
+    let mut kept = complete[start].1.kept_bytes();
     let mut joins = |held: &Held| {
-        let fits = live + held.live_bytes <= segment_bytes;
+        let fits = kept + held.kept_bytes() <= segment_bytes;
         let joins = fits && (is_worn(held) || is_small(held));
-        live += if joins { held.live_bytes } else { 0 };
+        kept += if joins { held.kept_bytes() } else { 0 };
         joins
     };
     while run.len() < RUN_MAX && complete.get(run.end).is_some_and(|(_, held)| joins(held)) {
@@ -169,13 +197,27 @@ fn choose(complete: &[(u32, Held)], segment_bytes: u64) -> Option<std::ops::Rang
     while run.len() < RUN_MAX && 0 < run.start && joins(&complete[run.start - 1].1) {
         run.start -= 1;
     }
-    (run.len() > 1 || worst.is_some()).then_some(run)
+    (run.len() > 1 || alone.is_some()).then_some(run)
+}
+
+/// The segment to be copied next so that graves can go, if there are too many of them: the
+/// oldest that may hold what the oldest graves are kept for, or else that of the graves. What
+/// they are kept for does not grow, so this comes to an end.
+fn buried(complete: &[(u32, Held)], segment_bytes: u64) -> Option<usize> {
+    let sum = |of: fn(&Held) -> u64| complete.iter().map(|(_, held)| of(held)).sum::<u64>();
+    let graves = sum(|held| held.graves.bytes);
+    if graves <= segment_bytes.max(sum(|held| held.live_bytes) / GRAVES_SHARE) {
+        return None;
+    }
+    let first = complete.iter().position(|(_, held)| 0 < held.graves.bytes)?;
+    let upto = complete[first].1.graves.upto;
+    complete[..first].iter().position(|(_, held)| held.graves.clean_at < upto).or(Some(first))
 }
 
 /// Whether a copy would be shorter: one that holds little more than its last position is not,
 /// and to copy it again would never end.
 fn has_dead(held: &Held) -> bool {
-    let frame = (FRAME_HEADER_BYTES as u64 + held.live_bytes).next_multiple_of(8);
+    let frame = (FRAME_HEADER_BYTES as u64 + held.kept_bytes()).next_multiple_of(8);
     SEGMENT_HEADER_BYTES as u64 + frame < held.end
 }
 
@@ -218,7 +260,13 @@ impl Rewrite {
                 at += record.len() as u64;
                 let known = state.index.get(event.key);
                 if known.and_then(|key| key.place_of(event.version.at)) == Some(place) {
-                    self.keep(event.key, event.version.at, place, record);
+                    let to = self.keep(place, record);
+                    let (key, at) = (event.key.into(), event.version.at);
+                    self.moves.push(Move { key, at, from: place, to });
+                } else if self.is_grave(&event, known) {
+                    self.keep(place, record);
+                    self.graves.bytes += record.len() as u64;
+                    self.graves.upto = self.graves.upto.max(event.version.at.main);
                 }
             }
             drop(state);
@@ -235,16 +283,24 @@ impl Rewrite {
         self.write_out(SYNC_BYTES / 4)
     }
 
-    fn keep(&mut self, key: &[u8], at: Revision, from: Place, record: &[u8]) {
+    /// Whether the index does without a record, and those who read the segments may not.
+    fn is_grave(&self, event: &Event<'_>, known: Option<&KeyEntry>) -> bool {
+        let at = event.version.at;
+        event.version.is_tombstone()
+            && self.floor < at.main
+            && !known.is_some_and(|key| key.covers(at, self.walked))
+    }
+
+    /// Copies a record. Returns where to.
+    fn keep(&mut self, from: Place, record: &[u8]) -> Place {
         if self.frame_count == 0 {
             self.begin_frame();
         }
         let offset = self.out_start + self.out.len() as u64;
         let offset = u32::try_from(offset).expect("a copy is shorter than its sources");
-        let to = Place { segment: self.number, offset, len: from.len };
-        self.moves.push(Move { key: key.into(), at, from, to });
         self.out.extend_from_slice(record);
         self.frame_count += 1;
+        Place { segment: self.number, offset, len: from.len }
     }
 
     fn begin_frame(&mut self) {
@@ -300,15 +356,19 @@ impl Rewrite {
             return Ok(false);
         }
         let files = &shared.files;
-        let renamed = files.disk.rename(&self.target.path, &self.path);
-        let renamed = renamed.and_then(|()| files.sync_dir());
-        if full(renamed, "compact")?.is_none() {
-            // Both names are there, or one of them: either way a start would find its way.
+        if full(files.disk.rename(&self.target.path, &self.path), "compact")?.is_none() {
+            return Ok(false);
+        }
+        if full(files.sync_dir(), "compact")?.is_none() {
+            // It must not stand beside copies that are made later, of other neighbours.
+            files.remove(&self.path).map_err(|error| Fatal::io("compact", error))?;
             return Ok(false);
         }
         let Segment { file, header, .. } = &self.target;
         let segment = Segment { file: Arc::clone(file), path: self.path.clone(), header: *header };
-        let held = Held { is_copy: true, ..Held::on_disk(Arc::new(segment), self.out_start) };
+        let graves = self.graves;
+        let on_disk = Held::on_disk(Arc::new(segment), self.out_start);
+        let held = Held { is_copy: true, graves, ..on_disk };
         shared.state.write().segments.insert(self.number, held);
         self.is_published = true;
         Ok(true)

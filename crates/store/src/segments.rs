@@ -27,18 +27,43 @@ pub(crate) struct Held {
     pub(crate) live_bytes: u64,
     /// A copy of others, which still count.
     pub(crate) is_copy: bool,
+    pub(crate) graves: Graves,
+}
+
+/// What compaction knows of the dead records in a segment that it has copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Graves {
+    /// Bytes of deletions that are kept for what lies in older segments (see
+    /// [`rewrite`](crate::rewrite)),
+    pub(crate) bytes: u64,
+    /// and the highest of their revisions.
+    pub(crate) upto: i64,
+    /// But for those it holds nothing that is dead by this compact revision.
+    pub(crate) clean_at: i64,
+}
+
+impl Default for Graves {
+    fn default() -> Self {
+        Self { bytes: 0, upto: 0, clean_at: -1 }
+    }
 }
 
 impl Held {
     /// A segment of which nothing is on disk.
     pub(crate) fn unwritten(header: SegmentHeader) -> Self {
-        Self { header, segment: None, end: 0, live_bytes: 0, is_copy: false }
+        let graves = Graves::default();
+        Self { header, segment: None, end: 0, live_bytes: 0, is_copy: false, graves }
     }
 
     /// A segment whose file ends at `end`.
     pub(crate) fn on_disk(segment: Arc<Segment>, end: u64) -> Self {
-        let header = segment.header;
-        Self { header, segment: Some(segment), end, live_bytes: 0, is_copy: false }
+        let unwritten = Self::unwritten(segment.header);
+        Self { segment: Some(segment), end, ..unwritten }
+    }
+
+    /// Bytes of records that a copy would hold.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.live_bytes + self.graves.bytes
     }
 }
 

@@ -9,6 +9,8 @@ mod log;
 mod members;
 #[path = "recovery.rs"]
 mod recovery;
+#[path = "store.rs"]
+mod store;
 
 /// A change of one source file that breaks one rule.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +25,9 @@ pub(crate) struct Mutant {
 
 /// All of them.
 pub(crate) fn all() -> impl Iterator<Item = &'static Mutant> {
-    [core::MUTANTS, members::MUTANTS, recovery::MUTANTS, log::MUTANTS].into_iter().flatten()
+    [core::MUTANTS, members::MUTANTS, recovery::MUTANTS, log::MUTANTS, store::MUTANTS]
+        .into_iter()
+        .flatten()
 }
 
 impl Mutant {

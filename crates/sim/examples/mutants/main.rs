@@ -1,11 +1,13 @@
 //! Are the tests awake? Breaks one rule at a time in a copy of the sources, and asks the tests.
 //!
 //! ```text
-//! cargo run --release -p kontiki-sim --example mutants -- [PART-OF-A-NAME] [--seeds N] [--write-docs]
+//! cargo run --release -p kontiki-sim --example mutants -- [PART-OF-A-NAME-OR-FILE] [--seeds N] [--write-docs]
 //! ```
 //!
 //! The tests of the crate where the rule lives are asked first, then random worlds until one
-//! fails, at most as many as `--seeds` says (300). A mutant that survives both is an error.
+//! fails, at most as many as `--seeds` says (300). A mutant that survives both is an error. The
+//! worlds run a small state machine in the place of the store, so they are not asked for its
+//! mutants: `crates/store` tries those alone.
 //! `--write-docs` writes the table in `docs/testing.md`; rows of mutants that were not tried
 //! stay. The copy and what is built of it stay in the target directory, for the next time.
 #![expect(clippy::print_stdout, reason = "a program for people")]
@@ -72,19 +74,28 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
     let workspace = Workspace::copy(&root, &target_dir(&root).join("mutants"))?;
+    let is_chosen = |mutant: &&Mutant| {
+        [mutant.name, mutant.file].iter().any(|text| text.contains(&options.part))
+    };
+    let chosen: Vec<_> = list::all().filter(is_chosen).collect();
     for suite in Suite::ALL {
+        let is_needed = |mutant: &&Mutant| Suite::of(mutant.file).contains(&suite);
+        if !chosen.iter().any(is_needed) {
+            continue;
+        }
         if let Verdict::Killed(test) = workspace.test(suite.arguments())? {
             return Err(format!("{test} fails without any mutant").into());
         }
     }
     if 0 < options.seeds
+        && chosen.iter().any(|mutant| are_worlds_asked(mutant))
         && let Some((seed, what)) = workspace.hunt(options.seeds)?
     {
         return Err(format!("the world of seed {seed} fails without any mutant: {what}").into());
     }
     println!("without a mutant all tests pass");
     let mut survivors = Vec::new();
-    for mutant in list::all().filter(|mutant| mutant.name.contains(&options.part)) {
+    for mutant in chosen {
         let tried = try_one(&workspace, mutant, options.seeds)?;
         println!("{}", docs::row(&tried));
         if options.writes_docs {
@@ -101,7 +112,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// The tests of one part of the tree.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Suite {
     /// Only the scripts, which are built fastest and tell most.
     Scripts,
@@ -109,15 +120,19 @@ enum Suite {
     Log,
     /// The log on the simulated disk.
     LogDisk,
+    Store,
 }
 
 impl Suite {
-    const ALL: [Self; 3] = [Self::Raft, Self::Log, Self::LogDisk];
+    const ALL: [Self; 4] = [Self::Raft, Self::Log, Self::LogDisk, Self::Store];
 
     /// Those that know the file.
     fn of(file: &str) -> &'static [Self] {
-        let is_raft = file.starts_with("crates/raft/");
-        if is_raft { &[Self::Scripts, Self::Raft] } else { &[Self::Log, Self::LogDisk] }
+        match file {
+            _ if file.starts_with("crates/raft/") => &[Self::Scripts, Self::Raft],
+            _ if file.starts_with("crates/store/") => &[Self::Store],
+            _ => &[Self::Log, Self::LogDisk],
+        }
     }
 
     fn arguments(self) -> &'static [&'static str] {
@@ -126,8 +141,14 @@ impl Suite {
             Self::Raft => &["-p", "kontiki-raft", "--lib", "--tests"],
             Self::Log => &["-p", "kontiki-disk", "-p", "kontiki-log", "--lib", "--tests"],
             Self::LogDisk => &["-p", "kontiki-sim", "--test", "log_disk"],
+            Self::Store => &["-p", "kontiki-store", "--lib", "--tests"],
         }
     }
+}
+
+/// Whether the code where the rule lives runs in the worlds.
+fn are_worlds_asked(mutant: &Mutant) -> bool {
+    !mutant.file.starts_with("crates/store/")
 }
 
 fn try_one(
@@ -143,7 +164,8 @@ fn try_one(
             break;
         }
     }
-    let seed = if 0 < seeds { workspace.hunt(seeds)? } else { None };
+    let asks = 0 < seeds && are_worlds_asked(mutant);
+    let seed = if asks { workspace.hunt(seeds)? } else { None };
     guard.undo()?;
     Ok(Tried { mutant, test, seed })
 }

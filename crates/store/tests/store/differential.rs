@@ -1,25 +1,36 @@
-//! The store against the naive model: the same commands, the same answers, whatever is
-//! flushed, compacted, crashed and reopened in between.
+//! The store against the naive model and against redb: the same commands, the same answers,
+//! whatever is flushed, compacted, crashed, copied and reopened in between.
 //!
-//! `KONTIKI_STORE_SEEDS` sets the number of seeds, `KONTIKI_STORE_SEED` the first one.
+//! `KONTIKI_STORE_SEEDS` sets the number of seeds, `KONTIKI_STORE_SEED` the first one, and
+//! `KONTIKI_STORE_STEPS` how much each of them does.
 
-use std::{path::Path, sync::Arc};
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
-use crate::support::{self, disk::MemoryDisk, generate, model::Model, quiet, refusal, rng::Rng};
-use kontiki_store::{Request, Response, Store, StoreOptions};
-
-const STEPS: usize = 400;
+use crate::support::{
+    self,
+    disk::MemoryDisk,
+    generate,
+    model::{Model, Past},
+    oracle::Oracle,
+    quiet, refusal,
+    rng::Rng,
+};
+use kontiki_store::{RangeRequest, Request, Response, Store, StoreOptions};
 
 fn env(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 #[test]
-fn the_store_answers_as_the_naive_model() {
+fn the_store_answers_as_the_naive_model_and_as_redb() {
     let first = env("KONTIKI_STORE_SEED", 1);
+    let steps = env("KONTIKI_STORE_STEPS", 400);
     for seed in first..first + env("KONTIKI_STORE_SEEDS", 12) {
-        let outcome = std::panic::catch_unwind(|| World::new(seed).run());
-        assert!(outcome.is_ok(), "replay with KONTIKI_STORE_SEED={seed} KONTIKI_STORE_SEEDS=1");
+        let outcome = std::panic::catch_unwind(|| World::new(seed).run(steps));
+        assert!(
+            outcome.is_ok(),
+            "replay with KONTIKI_STORE_SEED={seed} KONTIKI_STORE_SEEDS=1 KONTIKI_STORE_STEPS={steps}"
+        );
     }
 }
 
@@ -29,6 +40,7 @@ struct World {
     store: Option<Store>,
     options: StoreOptions,
     model: Model,
+    oracle: Oracle,
     /// Every command with what was answered, from index 1.
     log: Vec<(Request, Result<Response, &'static str>)>,
 }
@@ -44,8 +56,8 @@ impl World {
             ..quiet()
         };
         let disk = MemoryDisk::default();
-        let mut world =
-            Self { rng, disk, store: None, options, model: Model::new(), log: Vec::new() };
+        let (model, oracle) = (Model::new(), Oracle::new());
+        let mut world = Self { rng, disk, store: None, options, model, oracle, log: Vec::new() };
         world.open();
         world
     }
@@ -61,8 +73,8 @@ impl World {
         self.store.as_ref().unwrap()
     }
 
-    fn run(mut self) {
-        for _ in 0..STEPS {
+    fn run(mut self, steps: u64) {
+        for _ in 0..steps {
             match self.rng.below(100) {
                 0..=49 => self.batch(),
                 50..=79 => self.read(),
@@ -86,17 +98,16 @@ impl World {
     /// Applies a few commands as one batch, with blank entries in between.
     fn batch(&mut self) {
         let mut batch = Vec::new();
-        let mut model = self.model.clone();
         let (mut index, _) = self.store().applied();
         let mut expected = Vec::new();
         for _ in 0..=self.rng.below(5) {
-            let request = generate::command(&mut self.rng, model.revision);
+            let request = generate::command(&mut self.rng, self.model.revision);
             let request = Request::decode(&request.encode()).unwrap();
             index += 1;
-            expected.push(model.apply(&request));
+            expected.push(self.model.apply(&request));
+            assert_eq!(expected.last(), Some(&self.oracle.apply(&request)), "{request:?}");
             batch.push((index, 3, request));
         }
-        self.model = model;
         let responses = self.store().apply(&batch, (index, 3)).unwrap();
         for (((_, _, request), response), expected) in
             batch.into_iter().zip(responses).zip(expected)
@@ -116,6 +127,7 @@ impl World {
             let range = generate::range(&mut self.rng, self.model.revision);
             let response = self.store().range(&range).map_err(|error| refusal(&error));
             assert_eq!(response, self.model.range(&range), "{range:?}");
+            assert_eq!(response, self.oracle.range(&range), "{range:?}");
         }
     }
 
@@ -123,6 +135,7 @@ impl World {
         let applied = self.store().applied();
         self.store.take().unwrap().close().unwrap();
         self.open();
+        self.oracle.reopen();
         assert_eq!(self.store().applied(), applied, "closing makes all durable");
         self.check_positions();
     }
@@ -144,6 +157,7 @@ impl World {
         assert_eq!((other.applied(), other.durable_applied()), (at, at.0));
         assert_eq!(other.hash_kv(0).unwrap(), self.store().hash_kv(0).unwrap());
         (self.disk, self.store) = (disk, Some(other));
+        self.oracle = self.oracle.copy();
         self.check_positions();
     }
 
@@ -184,11 +198,30 @@ impl World {
         }
     }
 
-    /// Every revision that can be read is as the model has it.
+    /// What watchers are told is what redb holds, be it that the store has not removed all that
+    /// it may.
+    fn check_history(&self) {
+        let first = self.model.compact_revision.max(1);
+        for revision in [first, (first + self.model.revision) / 2, self.model.revision] {
+            let mut expected = self.oracle.history(revision).into_iter();
+            let scanned = self.store().scan_events(revision, &mut |event| {
+                let expected = expected.next().unwrap();
+                assert_eq!((event.key, event.value), (&expected.key[..], &expected.value[..]));
+                let numbers = (event.mod_revision, event.create_revision, event.version);
+                assert_eq!(numbers, (expected.main, expected.create_revision, expected.version));
+                ControlFlow::Continue(())
+            });
+            scanned.unwrap();
+            assert_eq!(expected.next(), None);
+        }
+    }
+
+    /// Every revision that can be read is as the model has it, and redb.
     fn check_everything(&self) {
         self.check_hash();
+        self.check_history();
         for revision in -1..=self.model.revision + 1 {
-            let everything = kontiki_store::RangeRequest {
+            let everything = RangeRequest {
                 key: "\0".into(),
                 range_end: "\0".into(),
                 revision,
@@ -196,6 +229,7 @@ impl World {
             };
             let response = self.store().range(&everything).map_err(|error| refusal(&error));
             assert_eq!(response, self.model.range(&everything), "revision {revision}");
+            assert_eq!(response, self.oracle.range(&everything), "revision {revision}");
         }
     }
 }

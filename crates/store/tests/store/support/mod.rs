@@ -3,7 +3,10 @@
 pub(crate) mod disk;
 pub(crate) mod generate;
 pub(crate) mod model;
+pub(crate) mod oracle;
 pub(crate) mod rng;
+pub(crate) mod small;
+pub(crate) mod truth;
 
 use std::time::Duration;
 
@@ -36,6 +39,15 @@ pub(crate) fn apply(store: &Store, request: &Request) -> Result<Response, &'stat
     let mut responses = store.apply(&batch, (index, 1)).unwrap();
     assert_eq!(responses.len(), 1);
     responses.remove(0).map_err(|error| refusal(&error))
+}
+
+/// Applies a command for each key, all in one batch, and makes it durable.
+pub(crate) fn apply_batch(store: &Store, command: &dyn Fn(&str) -> Request, keys: &[String]) {
+    let first = store.applied().0 + 1;
+    let commands = (first..).zip(keys).map(|(index, key)| (index, 1, command(key)));
+    let batch: Vec<_> = commands.collect();
+    store.apply(&batch, (batch.last().unwrap().0, 1)).unwrap();
+    store.flush().unwrap();
 }
 
 /// Compacts until nothing is left to do.

@@ -2,7 +2,7 @@
 //!
 //! Shares no code with the store, and no cleverness: every answer is a walk over a map.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use kontiki_store::{
     Bytes, CompactResponse, Compare, CompareResult, CompareTarget, DeleteRangeResponse, KeyValue,
@@ -10,11 +10,35 @@ use kontiki_store::{
     SortOrder, SortTarget, TxnRequest, TxnResponse,
 };
 
-type Keys = BTreeMap<Bytes, KeyValue>;
+/// All keys that are alive, at one revision.
+pub(crate) type Keys = BTreeMap<Bytes, KeyValue>;
 
 /// A refusal, by the name of the variant of `StoreError`.
 pub(crate) type Refusal = &'static str;
 
+/// Where the rules find the state of every revision.
+pub(crate) trait Past {
+    /// The current revision, and the compact revision.
+    fn revisions(&self) -> (i64, i64);
+
+    /// All keys at a revision that can be read.
+    fn keys(&self, revision: i64) -> Cow<'_, Keys>;
+
+    /// Answers a range.
+    fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Refusal> {
+        let (revision, compact_revision) = self.revisions();
+        let at = if request.revision <= 0 { revision } else { request.revision };
+        if at > revision {
+            return Err("FutureRevision");
+        }
+        if at < compact_revision {
+            return Err("Compacted");
+        }
+        Ok(select(&self.keys(at), request, revision))
+    }
+}
+
+/// The whole state after each revision.
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) revision: i64,
@@ -22,136 +46,151 @@ pub(crate) struct Model {
     history: BTreeMap<i64, Keys>,
 }
 
+impl Past for Model {
+    fn revisions(&self) -> (i64, i64) {
+        (self.revision, self.compact_revision)
+    }
+
+    fn keys(&self, revision: i64) -> Cow<'_, Keys> {
+        Cow::Borrowed(&self.history[&revision])
+    }
+}
+
 impl Model {
     pub(crate) fn new() -> Self {
         Self { revision: 1, compact_revision: -1, history: BTreeMap::from([(1, Keys::new())]) }
     }
 
-    fn current(&self) -> &Keys {
-        &self.history[&self.revision]
-    }
-
     pub(crate) fn apply(&mut self, request: &Request) -> Result<Response, Refusal> {
-        let mut run = Run { keys: self.current().clone(), begin: self.revision, changed: false };
-        let response = match request {
-            Request::Put(put) => {
-                if put.lease != 0 {
-                    return Err("LeaseNotFound");
-                }
-                if (put.ignore_value || put.ignore_lease) && !run.keys.contains_key(&put.key) {
-                    return Err("KeyNotFound");
-                }
-                Response::Put(run.put(put))
-            }
-            Request::DeleteRange(delete) => {
-                Response::DeleteRange(run.delete(&delete.key, &delete.range_end, delete.prev_kv))
-            }
-            Request::Txn(txn) => {
-                let mut ops = Vec::new();
-                let tree = self.choose(txn, &mut ops);
-                self.check(&ops)?;
-                let mut response = run.txn(self, txn, &tree);
-                response.revision = run.revision();
-                Response::Txn(response)
-            }
-            Request::Compact(compact) => {
-                if compact.revision <= self.compact_revision {
-                    return Err("Compacted");
-                }
-                if compact.revision > self.revision {
-                    return Err("FutureRevision");
-                }
-                self.compact_revision = compact.revision;
-                Response::Compact(CompactResponse { revision: self.revision })
-            }
-        };
-        if run.changed {
+        let Applied { response, keys, changes } = apply(self, request)?;
+        if let Request::Compact(compact) = request {
+            self.compact_revision = compact.revision;
+        }
+        if !changes.is_empty() {
             self.revision += 1;
-            self.history.insert(self.revision, run.keys);
+            self.history.insert(self.revision, keys);
         }
         Ok(response)
     }
 
-    pub(crate) fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Refusal> {
-        let at = if request.revision <= 0 { self.revision } else { request.revision };
-        if at > self.revision {
-            return Err("FutureRevision");
-        }
-        if at < self.compact_revision {
-            return Err("Compacted");
-        }
-        Ok(select(&self.history[&at], request, self.revision))
-    }
-
     pub(crate) fn txn_read(&self, txn: &TxnRequest) -> Result<TxnResponse, Refusal> {
-        match self.clone().apply(&Request::Txn(txn.clone()))? {
+        match apply(self, &Request::Txn(txn.clone()))?.response {
             Response::Txn(response) => Ok(response),
             other => panic!("{other:?}"),
         }
     }
+}
 
-    /// Which branches are taken, in the order of a walk; adds the operations that will run.
-    fn choose<'a>(&self, txn: &'a TxnRequest, ops: &mut Vec<&'a RequestOp>) -> Vec<bool> {
-        let succeeded = txn.compare.iter().all(|guard| holds(self.current(), guard));
-        let mut tree = vec![succeeded];
-        for op in if succeeded { &txn.success } else { &txn.failure } {
-            match op {
-                RequestOp::Txn(nested) => tree.extend(self.choose(nested, ops)),
-                _ => ops.push(op),
-            }
-        }
-        tree
-    }
+/// What a command answers and does.
+#[derive(Debug)]
+pub(crate) struct Applied {
+    pub(crate) response: Response,
+    /// All keys after it.
+    keys: Keys,
+    /// What it wrote, in order: nothing where it deleted.
+    pub(crate) changes: Vec<(Bytes, Option<KeyValue>)>,
+}
 
-    fn check(&self, ops: &[&RequestOp]) -> Result<(), Refusal> {
-        let mut alive: Vec<Bytes> = self.current().keys().cloned().collect();
-        for op in ops {
-            match op {
-                RequestOp::Put(put) => {
-                    if (put.ignore_value || put.ignore_lease) && !alive.contains(&put.key) {
-                        return Err("KeyNotFound");
-                    }
-                    if put.lease != 0 {
-                        return Err("LeaseNotFound");
-                    }
-                    alive.push(put.key.clone());
-                }
-                RequestOp::DeleteRange(delete) => {
-                    alive.retain(|key| !is_in(key, &delete.key, &delete.range_end));
-                }
-                _ => {}
+/// Runs a command, and changes nothing.
+pub(crate) fn apply(past: &dyn Past, request: &Request) -> Result<Applied, Refusal> {
+    let (revision, compact_revision) = past.revisions();
+    let keys = past.keys(revision).into_owned();
+    let mut run = Run { keys, begin: revision, changes: Vec::new() };
+    let response = match request {
+        Request::Put(put) => {
+            if put.lease != 0 {
+                return Err("LeaseNotFound");
             }
-        }
-        for op in ops {
-            if let RequestOp::Range(range) = op
-                && range.revision != 0
-            {
-                if range.revision > self.revision {
-                    return Err("FutureRevision");
-                }
-                if range.revision < self.compact_revision {
-                    return Err("Compacted");
-                }
+            if (put.ignore_value || put.ignore_lease) && !run.keys.contains_key(&put.key) {
+                return Err("KeyNotFound");
             }
+            Response::Put(run.put(put))
         }
-        Ok(())
+        Request::DeleteRange(delete) => {
+            Response::DeleteRange(run.delete(&delete.key, &delete.range_end, delete.prev_kv))
+        }
+        Request::Txn(txn) => {
+            let (before, mut ops) = (run.keys.clone(), Vec::new());
+            let tree = choose(&before, txn, &mut ops);
+            check(past, &before, &ops)?;
+            let mut response = run.txn(past, &before, txn, &tree);
+            response.revision = run.revision();
+            Response::Txn(response)
+        }
+        Request::Compact(compact) => {
+            if compact.revision <= compact_revision {
+                return Err("Compacted");
+            }
+            if compact.revision > revision {
+                return Err("FutureRevision");
+            }
+            Response::Compact(CompactResponse { revision })
+        }
+    };
+    Ok(Applied { response, keys: run.keys, changes: run.changes })
+}
+
+/// Which branches are taken, in the order of a walk; adds the operations that will run.
+fn choose<'a>(before: &Keys, txn: &'a TxnRequest, ops: &mut Vec<&'a RequestOp>) -> Vec<bool> {
+    let succeeded = txn.compare.iter().all(|guard| holds(before, guard));
+    let mut tree = vec![succeeded];
+    for op in if succeeded { &txn.success } else { &txn.failure } {
+        match op {
+            RequestOp::Txn(nested) => tree.extend(choose(before, nested, ops)),
+            _ => ops.push(op),
+        }
     }
+    tree
+}
+
+fn check(past: &dyn Past, before: &Keys, ops: &[&RequestOp]) -> Result<(), Refusal> {
+    let (revision, compact_revision) = past.revisions();
+    let mut alive: Vec<Bytes> = before.keys().cloned().collect();
+    for op in ops {
+        match op {
+            RequestOp::Put(put) => {
+                if (put.ignore_value || put.ignore_lease) && !alive.contains(&put.key) {
+                    return Err("KeyNotFound");
+                }
+                if put.lease != 0 {
+                    return Err("LeaseNotFound");
+                }
+                alive.push(put.key.clone());
+            }
+            RequestOp::DeleteRange(delete) => {
+                alive.retain(|key| !is_in(key, &delete.key, &delete.range_end));
+            }
+            _ => {}
+        }
+    }
+    for op in ops {
+        if let RequestOp::Range(range) = op
+            && range.revision != 0
+        {
+            if range.revision > revision {
+                return Err("FutureRevision");
+            }
+            if range.revision < compact_revision {
+                return Err("Compacted");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A command that is being run.
 struct Run {
     keys: Keys,
     begin: i64,
-    changed: bool,
+    changes: Vec<(Bytes, Option<KeyValue>)>,
 }
 
 impl Run {
     fn revision(&self) -> i64 {
-        self.begin + i64::from(self.changed)
+        self.begin + i64::from(!self.changes.is_empty())
     }
 
     fn put(&mut self, put: &PutRequest) -> PutResponse {
-        self.changed = true;
         let prev = self.keys.get(&put.key).cloned();
         let old = prev.clone().unwrap_or_default();
         let kv = KeyValue {
@@ -162,6 +201,7 @@ impl Run {
             value: if put.ignore_value { old.value } else { put.value.clone() },
             lease: if put.ignore_lease { old.lease } else { put.lease },
         };
+        self.changes.push((put.key.clone(), Some(kv.clone())));
         self.keys.insert(put.key.clone(), kv);
         PutResponse { revision: self.revision(), prev_kv: prev.filter(|_| put.prev_kv) }
     }
@@ -171,7 +211,7 @@ impl Run {
             self.keys.values().filter(|kv| is_in(&kv.key, key, range_end)).cloned().collect();
         for kv in &gone {
             self.keys.remove(&kv.key);
-            self.changed = true;
+            self.changes.push((kv.key.clone(), None));
         }
         DeleteRangeResponse {
             revision: self.revision(),
@@ -180,18 +220,24 @@ impl Run {
         }
     }
 
-    fn txn(&mut self, model: &Model, txn: &TxnRequest, tree: &[bool]) -> TxnResponse {
+    fn txn(
+        &mut self,
+        past: &dyn Past,
+        before: &Keys,
+        txn: &TxnRequest,
+        tree: &[bool],
+    ) -> TxnResponse {
         let mut rest = &tree[1..];
         let mut responses = Vec::new();
         for op in if tree[0] { &txn.success } else { &txn.failure } {
             responses.push(match op {
                 RequestOp::Range(range) => {
                     let keys = if range.revision <= 0 {
-                        &self.keys
+                        Cow::Borrowed(&self.keys)
                     } else {
-                        &model.history[&range.revision]
+                        past.keys(range.revision)
                     };
-                    ResponseOp::Range(select(keys, range, self.revision()))
+                    ResponseOp::Range(select(&keys, range, self.revision()))
                 }
                 RequestOp::Put(put) => ResponseOp::Put(self.put(put)),
                 RequestOp::DeleteRange(delete) => ResponseOp::DeleteRange(self.delete(
@@ -200,8 +246,8 @@ impl Run {
                     delete.prev_kv,
                 )),
                 RequestOp::Txn(nested) => {
-                    let taken = model.choose(nested, &mut Vec::new()).len();
-                    let response = self.txn(model, nested, &rest[..taken]);
+                    let taken = choose(before, nested, &mut Vec::new()).len();
+                    let response = self.txn(past, before, nested, &rest[..taken]);
                     rest = &rest[taken..];
                     ResponseOp::Txn(response)
                 }
