@@ -47,6 +47,11 @@ pub enum Action {
         /// What is added.
         value: Bytes,
     },
+    /// Takes a key away.
+    Delete {
+        /// The key.
+        key: u64,
+    },
     /// Forgets history, where the state machine has one.
     Compact {
         /// So many of the newest revisions are kept.
@@ -59,6 +64,7 @@ const NOTE: u8 = 0;
 const PUT: u8 = 1;
 const APPEND: u8 = 2;
 const COMPACT: u8 = 3;
+const DELETE: u8 = 4;
 
 impl Command {
     pub(crate) fn encode(&self) -> Bytes {
@@ -69,6 +75,7 @@ impl Command {
             Action::Put { key, .. } => (PUT, *key),
             Action::Append { key, .. } => (APPEND, *key),
             Action::Compact { keep } => (COMPACT, *keep),
+            Action::Delete { key } => (DELETE, *key),
         };
         bytes.push(tag | if self.stamp.is_some() { STAMPED } else { 0 });
         if let Some(stamp) = self.stamp {
@@ -81,7 +88,7 @@ impl Command {
             Action::Put { value, .. } | Action::Append { value, .. } => {
                 bytes.extend_from_slice(value);
             }
-            Action::Compact { .. } => {}
+            Action::Compact { .. } | Action::Delete { .. } => {}
         }
         bytes.into()
     }
@@ -103,6 +110,7 @@ impl Command {
             PUT => Action::Put { key: word, value: value() },
             APPEND => Action::Append { key: word, value: value() },
             COMPACT => Action::Compact { keep: word },
+            DELETE => Action::Delete { key: word },
             _ => return None,
         };
         Some(Self { request, stamp, action })
@@ -133,6 +141,7 @@ mod tests {
             Action::Put { key: 1, value: value.clone() },
             Action::Append { key: 2, value },
             Action::Compact { keep: 9 },
+            Action::Delete { key: 3 },
         ];
         for action in actions {
             for stamp in [None, Some(Stamp { session: 3, sequence: 9 })] {

@@ -9,9 +9,9 @@ use std::{collections::BTreeMap, io, ops::ControlFlow, path::Path, sync::Arc};
 use kontiki_disk::Disk;
 use kontiki_raft::{Entry, EntryId, Index, Payload};
 use kontiki_store::{
-    Bytes, CompactRequest, Compare, CompareResult, CompareTarget, Fatal, OpenError, PutRequest,
-    RangeRequest, Request, RequestOp, Response, ResponseOp, RestoreError, Store, StoreError,
-    StoreOptions, StoreSnapshot, TxnRequest,
+    Bytes, CompactRequest, Compare, CompareResult, CompareTarget, DeleteRangeRequest, Fatal,
+    OpenError, PutRequest, RangeRequest, Request, RequestOp, Response, ResponseOp, RestoreError,
+    Store, StoreError, StoreOptions, StoreSnapshot, TxnRequest,
 };
 
 use crate::{
@@ -37,7 +37,14 @@ pub(crate) struct Kv {
 pub(crate) struct KvEvent {
     pub(crate) revision: i64,
     pub(crate) key: Bytes,
+    /// Empty in a deletion, and nowhere else.
     pub(crate) value: Bytes,
+}
+
+impl KvEvent {
+    pub(crate) fn is_deletion(&self) -> bool {
+        self.value.is_empty()
+    }
 }
 
 impl Kv {
@@ -130,6 +137,10 @@ impl Kv {
                 let mut whole = self.value(*key)?.map_or_else(Vec::new, |old| old.to_vec());
                 whole.extend_from_slice(value);
                 Some(put(value_key(*key), whole.into()))
+            }
+            Action::Delete { key } => {
+                let request = DeleteRangeRequest { key: value_key(*key), ..<_>::default() };
+                return Ok(Some(Request::DeleteRange(request)));
             }
             Action::Compact { keep } => {
                 let revision = self.revision().saturating_sub(i64::try_from(*keep).unwrap_or(0));

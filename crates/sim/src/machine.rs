@@ -80,6 +80,11 @@ impl Machine {
         match action {
             Action::Note { .. } | Action::Compact { .. } => {}
             Action::Put { key, value } => self.put(key, value),
+            Action::Delete { key } => {
+                if let Some(old) = self.store.remove(&key) {
+                    self.digest ^= value_digest(key, &old);
+                }
+            }
             Action::Append { key, value } => {
                 let mut whole = self.store.get(&key).map_or_else(Vec::new, |old| old.to_vec());
                 whole.extend_from_slice(&value);

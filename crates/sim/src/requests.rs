@@ -96,14 +96,17 @@ impl Request {
     pub(crate) fn operation(&self) -> Option<Operation<u64, Bytes>> {
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let start = nanos(self.asked);
+        let end_of = |outcome: Option<&(Duration, Outcome)>| match outcome {
+            Some((at, Outcome::Applied(_))) => Some(nanos(*at)),
+            _ => None,
+        };
         let (key, action, end) = match (&self.ask, &self.outcome) {
             (_, Some((_, Outcome::Rejected(_) | Outcome::Superseded))) => return None,
             (Ask::Write { action: Change::Put { key, value }, stamp: None }, outcome) => {
-                let end = match outcome {
-                    Some((at, Outcome::Applied(_))) => Some(nanos(*at)),
-                    _ => None,
-                };
-                (*key, Action::Write(Some(value.clone())), end)
+                (*key, Action::Write(Some(value.clone())), end_of(outcome.as_ref()))
+            }
+            (Ask::Write { action: Change::Delete { key }, stamp: None }, outcome) => {
+                (*key, Action::Write(None), end_of(outcome.as_ref()))
             }
             (Ask::Read { key }, Some((at, Outcome::Read(value)))) => {
                 (*key, Action::Read(value.clone()), Some(nanos(*at)))

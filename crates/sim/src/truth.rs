@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use kontiki_raft::{Entry, Index, NodeId};
+use kontiki_raft::{Bytes, Entry, Index, NodeId};
 
 use crate::{
     command::{Action, Command, Stamp},
@@ -22,8 +22,8 @@ pub(crate) struct Truth {
     machine: Machine,
     /// By index, from 1: the digest of the machine after that entry.
     digests: Vec<u64>,
-    /// Every value that a key has had, and from which index on.
-    versions: BTreeMap<u64, Vec<(Index, u64)>>,
+    /// Every value that a key has had, or that it had none, and from which index on.
+    versions: BTreeMap<u64, Vec<(Index, Option<u64>)>>,
     /// Where each operation of a session took effect.
     effects: BTreeMap<Stamp, Index>,
     repeats: u64,
@@ -89,7 +89,8 @@ impl Truth {
         found: &[KvEvent],
     ) -> Result<(), Broken> {
         let before = self.history.between(i64::MIN, revision);
-        let truth: BTreeMap<_, _> = before.iter().map(|event| (&event.key, event)).collect();
+        let mut truth: BTreeMap<_, _> = before.iter().map(|event| (&event.key, event)).collect();
+        truth.retain(|_, event| !event.is_deletion());
         if truth.values().copied().eq(found) {
             return Ok(());
         }
@@ -108,10 +109,12 @@ impl Truth {
         if let Some(stamp) = command.stamp {
             self.on_stamped(stamp, effect, index)?;
         }
-        if let (Effect::Done, Action::Put { key, .. } | Action::Append { key, .. }) =
-            (effect, &command.action)
+        if let (
+            Effect::Done,
+            Action::Put { key, .. } | Action::Append { key, .. } | Action::Delete { key },
+        ) = (effect, &command.action)
         {
-            let value = self.machine.value(*key).map_or(0, |value| bytes_digest(&value));
+            let value = self.machine.value(*key).map(|value| bytes_digest(&value));
             self.versions.entry(*key).or_default().push((index, value));
         }
         Ok(())
@@ -159,7 +162,7 @@ impl Truth {
     ) -> Result<(), Broken> {
         let versions = self.versions.get(&key).map_or(&[][..], Vec::as_slice);
         let count = versions.partition_point(|(from, _)| *from <= at);
-        let truth = count.checked_sub(1).and_then(|last| versions.get(last)).map(|(_, v)| *v);
+        let truth = count.checked_sub(1).and_then(|last| versions.get(last)).and_then(|(_, v)| *v);
         if truth != value.map(bytes_digest) {
             return Err(format!("key {key} was read as {value:?} at {at}, which it was not"));
         }
@@ -188,6 +191,12 @@ impl History {
                     let to = revision.saturating_sub(i64::try_from(keep).unwrap_or(0));
                     compact = compact.max(to);
                     None
+                }
+                Action::Delete { key } => {
+                    let key = kv::value_key(key);
+                    let last = self.events.iter().rev().find(|event| event.key == key);
+                    let is_there = last.is_some_and(|event| !event.is_deletion());
+                    is_there.then_some((key, Bytes::new()))
                 }
                 Action::Note { .. } => None,
             };

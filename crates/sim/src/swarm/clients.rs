@@ -29,6 +29,9 @@ pub(super) struct Client {
 /// Of the writes of clients without a session so many forget history.
 const COMPACT_PERCENT: u64 = 15;
 
+/// So many take away a key.
+const DELETE_PERCENT: u64 = 15;
+
 /// Then a client leaves its operation, done or not, and goes on to the next.
 const TRIES_MAX: u64 = 6;
 
@@ -98,12 +101,14 @@ impl Client {
                 if lease { ReadMode::Lease } else { ReadMode::ReadIndex },
             );
         }
-        if world.setup.machine == MachineKind::Store
-            && self.session.is_none()
-            && self.draws.percent(COMPACT_PERCENT)
-        {
-            let keep = self.draws.log_uniform(1..=40);
-            return world.call(id, Action::Compact { keep }, None);
+        if world.setup.machine == MachineKind::Store && self.session.is_none() {
+            let luck = self.draws.below(100);
+            if luck < COMPACT_PERCENT {
+                let keep = self.draws.log_uniform(1..=40);
+                return world.call(id, Action::Compact { keep }, None);
+            } else if luck < COMPACT_PERCENT + DELETE_PERCENT {
+                return world.call(id, Action::Delete { key }, None);
+            }
         }
         // Every value is written once: a read tells which write it has seen.
         let value = world.requests.next_number();
