@@ -26,6 +26,9 @@ pub(super) struct Client {
     pub(super) lease_reads: u64,
 }
 
+/// How many keys a client of a store knows. Fewer than [`APPENDED`].
+const MANY_KEYS: u64 = 24;
+
 /// Of the writes of clients without a session so many forget history.
 const COMPACT_PERCENT: u64 = 15;
 
@@ -81,7 +84,10 @@ impl Client {
     }
 
     fn ask(&mut self, world: &mut World, id: NodeId) -> Result<u64, Failure> {
-        let key = self.draws.below(3);
+        // A store has keys that are in use, and others that are let be for long.
+        let is_store = world.setup.machine == MachineKind::Store;
+        let keys = if is_store && self.draws.percent(50) { MANY_KEYS } else { 3 };
+        let key = self.draws.below(keys);
         let is_read = self.draws.percent(50);
         let padding = usize::try_from(self.draws.log_uniform(1..=2_000)).unwrap_or_default();
         let by_lease = self.draws.percent(50);
@@ -101,7 +107,7 @@ impl Client {
                 if lease { ReadMode::Lease } else { ReadMode::ReadIndex },
             );
         }
-        if world.setup.machine == MachineKind::Store && self.session.is_none() {
+        if is_store && self.session.is_none() {
             let luck = self.draws.below(100);
             if luck < COMPACT_PERCENT {
                 let keep = self.draws.log_uniform(1..=40);

@@ -172,7 +172,7 @@ fn draw_store(setup: &mut Setup) {
     }
     setup.machine = MachineKind::Store;
     setup.store.segment_bytes = shape.log_uniform(300..=60_000);
-    setup.store.checkpoint_bytes = shape.log_uniform(500..=50_000);
+    setup.store.checkpoint_bytes = shape.log_uniform(500..=1_000_000);
     let cache = if shape.percent(50) { 0 } else { shape.log_uniform(1..=5_000) };
     setup.store.value_cache_bytes = usize::try_from(cache).unwrap_or_default();
     let slowest = shape.log_uniform(500..=500_000);
