@@ -96,7 +96,7 @@ mod tcp;
 mod transport;
 
 pub use builder::Builder;
-pub use client_session::ClientSession;
+pub use client_session::{ClientSession, NumberedCommand};
 pub use clock::{BoxFuture, Clock, MonotonicClock};
 pub use compaction::Compaction;
 pub use error::{
