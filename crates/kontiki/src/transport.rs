@@ -54,8 +54,36 @@ pub trait Links: fmt::Debug + Send + 'static {
     /// Ends the transfer of this session, if it has not ended yet. Never blocks.
     fn cancel_snapshot(&mut self, to: NodeId, session: Session);
 
+    /// What waits to be sent to each peer, for whoever measures. Asked once a second; a transport
+    /// that does not know says nothing.
+    fn backlogs(&self) -> Vec<PeerBacklog> {
+        Vec::new()
+    }
+
     /// Stops everything that was started. When the future is done nothing is left.
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
+}
+
+/// What waits to be sent to one peer, and was not taken to be written to its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerBacklog {
+    /// Which peer.
+    pub peer: NodeId,
+    /// Messages of [`Lane::Control`].
+    pub control: Backlog,
+    /// Messages of [`Lane::Append`].
+    pub append: Backlog,
+    /// Chunks of a snapshot that it has not written yet.
+    pub snapshot: Backlog,
+}
+
+/// How much waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// How many messages or chunks.
+    pub count: u64,
+    /// What they take, about.
+    pub bytes: u64,
 }
 
 /// Who this node is, for those who want to be sure.

@@ -29,7 +29,7 @@ use super::{
     Shared, frame,
     handshake::{self, Channel, HandshakeError, Refusal},
 };
-use crate::{Fault, Lane, codec, message_bytes};
+use crate::{Backlog, Fault, Lane, codec, message_bytes};
 
 /// The queue of one lane, as the node loop sees it.
 #[derive(Debug)]
@@ -107,6 +107,14 @@ impl LaneSender {
     /// Connects at once, if the task waits before it tries again.
     pub(super) fn wake(&self) {
         self.gauge.peer_is_up.notify_one();
+    }
+
+    /// What waits for the task.
+    pub(super) fn backlog(&self) -> Backlog {
+        let count = self.queue.max_capacity() - self.queue.capacity();
+        let bytes = self.gauge.queued_bytes.load(Ordering::Relaxed);
+        let [count, bytes] = [count, bytes].map(|size| u64::try_from(size).unwrap_or(u64::MAX));
+        Backlog { count, bytes }
     }
 
     /// Queues a message. `false` if there was no room for it.

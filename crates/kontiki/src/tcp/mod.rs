@@ -31,7 +31,7 @@ use kontiki_raft::{Envelope, Membership, NodeId, Session, StoreId};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinSet};
 
 use crate::{
-    BoxFuture, Inbox, Lane, Links, Local, SnapshotTransfer, Transport, error::chain,
+    BoxFuture, Inbox, Lane, Links, Local, PeerBacklog, SnapshotTransfer, Transport, error::chain,
     transport::StoreCheck,
 };
 use handshake::{Channel, HandshakeError, Hello, Refusal};
@@ -207,8 +207,16 @@ impl Shared {
 /// The transport at work.
 struct TcpLinks {
     shared: Arc<Shared>,
-    /// The snapshots that are being sent, or were: dropped to cancel.
-    transfers: BTreeMap<NodeId, (Session, oneshot::Sender<()>)>,
+    /// The snapshots that are being sent, or were.
+    transfers: BTreeMap<NodeId, Transfer>,
+}
+
+/// A snapshot on its way.
+struct Transfer {
+    session: Session,
+    unsent: Arc<bulk::Unsent>,
+    /// Dropped to cancel.
+    _keep: oneshot::Sender<()>,
 }
 
 impl fmt::Debug for TcpLinks {
@@ -267,14 +275,27 @@ impl Links for TcpLinks {
 
     fn send_snapshot(&mut self, transfer: SnapshotTransfer) {
         let (keep, cancelled) = oneshot::channel();
-        self.transfers.insert(transfer.to, (transfer.session, keep));
-        self.shared.spawn(bulk::send(Arc::clone(&self.shared), transfer, cancelled));
+        let SnapshotTransfer { to, session, .. } = transfer;
+        let unsent = Arc::new(bulk::Unsent::default());
+        let task = bulk::send(Arc::clone(&self.shared), transfer, Arc::clone(&unsent), cancelled);
+        self.transfers.insert(to, Transfer { session, unsent, _keep: keep });
+        self.shared.spawn(task);
     }
 
     fn cancel_snapshot(&mut self, to: NodeId, session: Session) {
-        if self.transfers.get(&to).is_some_and(|(current, _)| *current == session) {
+        if self.transfers.get(&to).is_some_and(|transfer| transfer.session == session) {
             self.transfers.remove(&to);
         }
+    }
+
+    fn backlogs(&self) -> Vec<PeerBacklog> {
+        let table = self.shared.table();
+        let backlogs = table.backlogs().map(|(peer, [control, append])| {
+            let transfer = self.transfers.get(&peer);
+            let snapshot = transfer.map(|transfer| transfer.unsent.backlog()).unwrap_or_default();
+            PeerBacklog { peer, control, append, snapshot }
+        });
+        backlogs.collect()
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {

@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{handshake::FirstWord, *};
 use crate::{
-    Bytes, Fault, KnownStores, codec,
+    Backlog, Bytes, Fault, KnownStores, codec,
     transport::{Notice, Outlet},
 };
 
@@ -351,6 +351,41 @@ async fn what_has_no_room_is_dropped_and_reported() {
             count += usize::from(codec::decode(payload).unwrap() == large);
         }
     }
+}
+
+fn backlog_of_2(subject: &Subject) -> PeerBacklog {
+    let backlogs = subject.links.backlogs();
+    *backlogs.iter().find(|backlog| backlog.peer == NodeId(2)).unwrap()
+}
+
+#[tokio::test]
+async fn what_waits_in_a_lane_is_told_and_what_is_on_its_way_is_not() {
+    let (peer, address) = Peer::new().await;
+    let mut subject = subject(&address).await;
+    let (mut stream, _) = peer.accept(Lane::Control, &WELCOME).await;
+    subject.links.send(Envelope { to: NodeId(2), message: message(7) });
+    let nothing = Backlog::default();
+    assert_eq!(backlog_of_2(&subject).control, nothing, "there is no connection yet");
+    receive(&mut subject, &mut stream, &message(0)).await;
+    tokio::task::yield_now().await; // what was sent meanwhile is taken
+    for batch in 1..=3 {
+        // The sending task has no chance to run between these.
+        subject.links.send(Envelope { to: NodeId(2), message: message(batch) });
+    }
+    let bytes = 3 * u64::try_from(crate::message_bytes(&message(1))).unwrap();
+    let expected = PeerBacklog {
+        peer: NodeId(2),
+        control: Backlog { count: 3, bytes },
+        append: nothing,
+        snapshot: nothing,
+    };
+    assert_eq!(backlog_of_2(&subject), expected);
+    let taken = async {
+        while backlog_of_2(&subject).control != nothing {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, taken).await.unwrap();
 }
 
 #[tokio::test]

@@ -189,6 +189,34 @@ async fn wait_for_puts(pair: &Pair, count: u64) {
     timeout(PATIENCE, poll).await.unwrap();
 }
 
+/// What the receiver has not written waits, and nothing does when the transfer has ended.
+#[tokio::test]
+async fn the_rest_of_a_snapshot_is_told_while_it_is_on_its_way() {
+    let mut pair = pair().await;
+    let offer = pair.offer(9);
+    pair.received.set_room(Some(7));
+    pair.send(offer.meta.last, 1);
+    let left = Backlog { count: CHUNKS as u64 - 7, bytes: (CHUNK_BYTES * (CHUNKS - 7)) as u64 };
+    let told = async {
+        while backlog_of_2(&pair.sender).snapshot != left {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, told).await.unwrap();
+    pair.received.set_room(None);
+    pair.assert_arrives(&offer, 1).await;
+    assert_eq!(backlog_of_2(&pair.sender).snapshot, Backlog::default());
+
+    // Nor does one that is given up.
+    pair.received.set_room(Some(3));
+    let offer = pair.offer(10);
+    pair.send(offer.meta.last, 2);
+    wait_for_puts(&pair, CHUNKS as u64 + 3).await;
+    pair.sender.links.cancel_snapshot(NodeId(2), Session(2));
+    assert_eq!(pair.sent().await, (Session(2), None));
+    assert_eq!(backlog_of_2(&pair.sender).snapshot, Backlog::default());
+}
+
 #[tokio::test]
 async fn a_damaged_chunk_is_fetched_again_and_only_that() {
     let mut pair = pair().await;
