@@ -173,6 +173,7 @@ impl RaftCore {
             Input::EntriesUnavailable { why, .. } => self.on_entries_unavailable(why),
             Input::Purged { upto } => self.on_purged(upto),
             Input::PeerUnreachable { id } => self.on_unreachable(id),
+            Input::NotSent(envelope) => self.on_not_sent(&envelope.message.body),
             Input::ChangeMembership { id, change } => self.on_change_membership(id, change),
             Input::PeerStore { id, store } => self.on_peer_store(id, store),
             Input::SnapshotReceived { from, meta } => self.on_snapshot_received(from, meta),
@@ -447,6 +448,7 @@ impl RaftCore {
             | Input::EntriesUnavailable { .. }
             | Input::Purged { .. }
             | Input::PeerUnreachable { .. }
+            | Input::NotSent(_)
             | Input::Campaign
             | Input::TransferLeadership { .. }
             | Input::Timeout => {}

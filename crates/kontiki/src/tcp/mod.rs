@@ -35,6 +35,7 @@ use crate::{
     transport::StoreCheck,
 };
 use handshake::{Channel, HandshakeError, Hello, Refusal};
+use lane::NotQueued;
 use peers::Table;
 
 pub use discover::{DiscoverError, Discovered, discover};
@@ -262,10 +263,25 @@ impl Links for TcpLinks {
         let table = self.shared.table();
         let Some(lane) = table.lane(to, Lane::of(&message)) else {
             tracing::debug!(peer = %to, "a message for nobody is dropped");
+            self.shared.inbox.not_sent(to, message);
             return;
         };
-        if !lane.send(message) {
-            self.shared.inbox.unreachable(to);
+        let mut sent = lane.send(message);
+        if let Err(NotQueued::Unconnected(message)) = sent {
+            sent = match (Lane::of(&message), table.lane(to, Lane::Append)) {
+                // Better behind what is large than lost: each lane is connected by itself, and a
+                // peer that hears us over one of them may be waiting for this.
+                (Lane::Control, Some(other)) => other.send(message),
+                _ => Err(NotQueued::Unconnected(message)),
+            };
+        }
+        match sent {
+            Ok(()) => {}
+            Err(NotQueued::Unconnected(message)) => self.shared.inbox.not_sent(to, message),
+            Err(NotQueued::Full(message)) => {
+                self.shared.inbox.unreachable(to);
+                self.shared.inbox.not_sent(to, message);
+            }
         }
     }
 
