@@ -1,4 +1,8 @@
 //! The client's end of a session: it numbers commands, and tries again until there is an answer.
+//!
+//! Only a [`ClientSession`] gives numbers, and each to one command: [`NumberedCommand`] keeps the
+//! two together. So whoever tries a command again, through whichever node and in whichever
+//! process, cannot take a number for something else, and needs to know nothing of the session.
 
 use std::{
     collections::BTreeSet,
@@ -22,6 +26,11 @@ use crate::{
 ///
 /// A session that is not used expires when the cluster has too many: see
 /// [`SessionLimits`](crate::SessionLimits). Nothing is sent to keep it alive.
+///
+/// A command that must not be lost with this node, or with this process, is numbered first
+/// ([`number`](Self::number)) and can then be tried through any node, as often as it takes
+/// ([`Raft::propose_numbered`]). For other commands another process opens a session of its own:
+/// a session promises nothing about the order of its commands, so two are as good as one.
 pub struct ClientSession<S: StateMachine> {
     raft: Raft<S>,
     id: SessionId,
@@ -35,10 +44,33 @@ struct Numbers {
     unanswered: BTreeSet<u64>,
 }
 
-/// A command that waits for its answer. When it is dropped nobody waits any more.
-struct Turn<'a> {
-    numbers: &'a Mutex<Numbers>,
+/// A number that was given and may be asked about. When it is dropped nobody asks any more, and
+/// the cluster is told so with the next command.
+#[derive(Debug)]
+struct Turn {
+    numbers: Arc<Mutex<Numbers>>,
     sequence: u64,
+}
+
+/// A command with its place in a session: applied at most once, whoever tries it, how often, and
+/// through which node.
+///
+/// Made by [`ClientSession::number`]. As [bytes](Self::to_bytes) it outlives this process: write
+/// it down before you [propose it](Raft::propose_numbered), and after a crash propose it again
+/// through any node. Several may try the same one at the same time.
+///
+/// Keep it, or a clone of it, until you have the answer: when the last one in the process of its
+/// session is dropped the session gives it up, and from its next command on the cluster refuses
+/// it with [`SessionError::Answered`]. While it is kept, the answers to all later commands of the
+/// session are kept, too.
+#[derive(Clone)]
+pub struct NumberedCommand {
+    session: SessionId,
+    sequence: u64,
+    /// What is proposed: [`SessionCommand::Command`] as bytes.
+    content: Bytes,
+    /// Held for its `Drop`. `None` if it was read back: its session is not in this process.
+    _turn: Option<Arc<Turn>>,
 }
 
 /// How long a command is tried, if nothing else is said.
@@ -71,6 +103,47 @@ impl<S: StateMachine> Raft<S> {
         let numbers = Numbers { next: 1, unanswered: BTreeSet::new() };
         let numbers = Arc::new(Mutex::new(numbers));
         Ok(ClientSession { raft: self.clone(), id, numbers, patience: PATIENCE })
+    }
+
+    /// Has `command` applied exactly once, by this call or by another one, and returns what the
+    /// state machine said to it when it was. Any node will do. After an error that is not
+    /// certain, and after a crash, call it again, here or on another node, until there is an
+    /// answer. It is tried for 30 seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Rejected`] is certain of this call only: an earlier one may have had it
+    /// applied. After [`SessionError::Expired`] and [`SessionError::Answered`] it is not applied
+    /// any more, and whether it was before is not remembered: to try again is in vain.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped the command is applied once or not at all, and can be tried
+    /// again.
+    pub async fn propose_numbered(
+        &self,
+        command: &NumberedCommand,
+    ) -> Result<Applied<S::Response>, SessionError> {
+        self.propose_until(Instant::now() + PATIENCE, command).await
+    }
+
+    async fn propose_until(
+        &self,
+        deadline: Instant,
+        command: &NumberedCommand,
+    ) -> Result<Applied<S::Response>, SessionError> {
+        if !self.has_sessions() {
+            return Err(SessionError::Off);
+        }
+        let Applied { at, response } = self.try_until(deadline, &command.content).await?;
+        match response {
+            Reply::Response(response) => Ok(Applied { at, response }),
+            Reply::Refused(SessionRefusal::Expired) | Reply::Closed | Reply::Opened(_) => {
+                Err(SessionError::Expired)
+            }
+            Reply::Refused(SessionRefusal::Answered) => Err(SessionError::Answered),
+            Reply::Refused(SessionRefusal::Malformed) => Err(SessionError::Unknown),
+        }
     }
 
     /// Proposes `content` until it is applied once, at least.
@@ -143,21 +216,20 @@ impl<S: StateMachine> ClientSession<S> {
         command: impl Into<Bytes>,
     ) -> Result<Applied<S::Response>, SessionError> {
         let deadline = Instant::now() + self.patience;
+        self.raft.propose_until(deadline, &self.number(command)).await
+    }
+
+    /// Gives `command` the next number of the session, and proposes nothing yet:
+    /// [`Raft::propose_numbered`] does, on any node. For commands that have to be tried again
+    /// when this node or this process is gone.
+    #[must_use]
+    pub fn number(&self, command: impl Into<Bytes>) -> NumberedCommand {
         let (turn, lowest_unanswered) = self.begin();
-        let command = SessionCommand::Command {
-            session: self.id,
-            sequence: turn.sequence,
-            lowest_unanswered,
-            command: command.into(),
-        };
-        let Applied { at, response } = self.raft.try_until(deadline, &command.encode()).await?;
-        match response {
-            Reply::Response(response) => Ok(Applied { at, response }),
-            Reply::Refused(SessionRefusal::Expired) | Reply::Closed | Reply::Opened(_) => {
-                Err(SessionError::Expired)
-            }
-            Reply::Refused(_) => Err(SessionError::Unknown),
-        }
+        let (session, sequence) = (self.id, turn.sequence);
+        let command = command.into();
+        let content =
+            SessionCommand::Command { session, sequence, lowest_unanswered, command }.encode();
+        NumberedCommand { session, sequence, content, _turn: Some(Arc::new(turn)) }
     }
 
     /// Ends the session: its answers need not be kept any more.
@@ -175,19 +247,62 @@ impl<S: StateMachine> ClientSession<S> {
         self.raft.try_until(deadline, &close).await.map(|_| ())
     }
 
-    fn begin(&self) -> (Turn<'_>, u64) {
+    fn begin(&self) -> (Turn, u64) {
         let mut numbers = lock(&self.numbers);
         let sequence = numbers.next;
         numbers.next += 1;
         numbers.unanswered.insert(sequence);
         let lowest = numbers.unanswered.first().copied().unwrap_or(sequence);
-        (Turn { numbers: &self.numbers, sequence }, lowest)
+        drop(numbers);
+        (Turn { numbers: Arc::clone(&self.numbers), sequence }, lowest)
     }
 }
 
-impl Drop for Turn<'_> {
+impl NumberedCommand {
+    /// The session that it belongs to.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Its number in the session, from 1 on.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// All of it as bytes, the command included, for [`from_bytes`](Self::from_bytes): those of
+    /// [`SessionCommand::encode`].
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        self.content.clone()
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote. `None` if it is anything else.
+    #[must_use]
+    pub fn from_bytes(bytes: impl Into<Bytes>) -> Option<Self> {
+        let content = bytes.into();
+        match SessionCommand::decode(&content)? {
+            SessionCommand::Command { session, sequence, .. } => {
+                Some(Self { session, sequence, content, _turn: None })
+            }
+            SessionCommand::Open | SessionCommand::Close { .. } => None,
+        }
+    }
+}
+
+impl fmt::Debug for NumberedCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NumberedCommand")
+            .field("session", &self.session)
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Turn {
     fn drop(&mut self) {
-        lock(self.numbers).unanswered.remove(&self.sequence);
+        lock(&self.numbers).unanswered.remove(&self.sequence);
     }
 }
 

@@ -166,11 +166,15 @@ pub enum SessionError {
     /// The command was applied once or not at all.
     #[error("the session has expired; the command may have been applied before")]
     Expired,
+    /// The session has gone on: it has the answer to this command, or has given it up. The
+    /// command was applied once or not at all, and never will be later.
+    #[error("the session has gone on; the command may have been applied before")]
+    Answered,
     /// There was no answer in time. The command is applied once or not at all, now or later.
     #[error("it is not known what became of the command")]
     Unknown,
-    /// The node has stopped. The command is applied once or not at all;
-    /// [`ClientSession::through`](crate::ClientSession::through) asks another node.
+    /// The node has stopped. The command is applied once or not at all. Another node can be asked
+    /// the same once more if it has a number: [`Raft::propose_numbered`](crate::Raft::propose_numbered).
     #[error("the node has stopped")]
     Stopped(#[source] Fault),
 }

@@ -114,6 +114,8 @@ pub enum Event {
         /// The peer.
         id: NodeId,
     },
+    /// This message was certainly not sent and will not be.
+    NotSent(Envelope),
     /// The operator wants this node to stand for election.
     Campaign,
     /// Hand the leadership over, to this node or to the best follower.

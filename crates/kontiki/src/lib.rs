@@ -96,7 +96,7 @@ mod tcp;
 mod transport;
 
 pub use builder::Builder;
-pub use client_session::ClientSession;
+pub use client_session::{ClientSession, NumberedCommand};
 pub use clock::{BoxFuture, Clock, MonotonicClock};
 pub use compaction::Compaction;
 pub use error::{
@@ -125,9 +125,9 @@ pub use sessions::{
 };
 pub use tcp::{DiscoverError, Discovered, TcpTransport, discover};
 pub use transport::{
-    CHUNK_BYTES_MAX, Closed, Inbox, KnownStores, Lane, Links, Local, Reception, SnapshotOffer,
-    SnapshotSink, SnapshotSource, SnapshotStore, SnapshotTransfer, StoreCheck, Transport,
-    message_bytes,
+    Backlog, CHUNK_BYTES_MAX, Closed, Inbox, KnownStores, Lane, Links, Local, PeerBacklog,
+    Reception, SnapshotOffer, SnapshotSink, SnapshotSource, SnapshotStore, SnapshotTransfer,
+    StoreCheck, Transport, message_bytes,
 };
 
 /// The snippets of the page are compiled.

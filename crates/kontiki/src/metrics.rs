@@ -11,7 +11,7 @@ use std::{
 use kontiki_raft::{Index, NodeId, Role, SoftState, Timestamp};
 use metrics::{Counter, Gauge, Histogram, Label, counter, gauge, histogram};
 
-use crate::{RequestId, Status};
+use crate::{Lane, PeerBacklog, RequestId, Status};
 
 /// One proposal in so many is timed. A prime, so that clients that take turns are all met.
 const SAMPLE: u64 = 61;
@@ -46,7 +46,7 @@ pub(crate) struct Meters {
     leader_changes: Counter,
     snapshots: Snapshots,
     gauges: Gauges,
-    lags: BTreeMap<NodeId, Gauge>,
+    peers: BTreeMap<NodeId, PeerGauges>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +86,32 @@ struct Gauges {
     needs_snapshot: Gauge,
     queue: [Gauge; 3],
     unanswered: Gauge,
+}
+
+/// What is known of one peer. Not a number: nothing.
+#[derive(Debug)]
+struct PeerGauges {
+    lag: Gauge,
+    round_trip: Gauge,
+    /// Of control, entries and snapshots: how much waits, and its bytes.
+    lanes: [(Gauge, Gauge); 3],
+}
+
+impl PeerGauges {
+    fn new(node: &Label, peer: NodeId) -> Self {
+        let peer = Label::new("peer", peer.get().to_string());
+        let labels = || vec![node.clone(), peer.clone()];
+        let lanes = [Lane::Control.to_string(), Lane::Append.to_string(), "snapshot".to_owned()];
+        Self {
+            lag: gauge!("kontiki_follower_lag_entries", labels()),
+            round_trip: gauge!("kontiki_round_trip_seconds", labels()),
+            lanes: lanes.map(|lane| {
+                let lane = Label::new("lane", lane);
+                let labels = || vec![node.clone(), peer.clone(), lane.clone()];
+                (gauge!("kontiki_lane_length", labels()), gauge!("kontiki_lane_bytes", labels()))
+            }),
+        }
+    }
 }
 
 /// What the log thread of a node measures.
@@ -141,7 +167,7 @@ impl Meters {
                 queue: [queue("requests"), queue("control"), queue("append")],
                 unanswered: gauge!("kontiki_unanswered_requests", labels()),
             },
-            lags: BTreeMap::new(),
+            peers: BTreeMap::new(),
             node,
         }
     }
@@ -245,19 +271,28 @@ impl Meters {
             gauge.set(size(length));
         }
         gauges.unanswered.set(size(unanswered));
+    }
 
-        let lags = status.progress.iter().filter_map(|p| Some((p.id, status.lag(p.id)?)));
-        let lags: BTreeMap<NodeId, u64> = lags.collect();
-        for (id, lag) in &lags {
-            let gauge = self.lags.entry(*id).or_insert_with(|| {
-                let labels = vec![self.node.clone(), Label::new("peer", id.get().to_string())];
-                gauge!("kontiki_follower_lag_entries", labels)
-            });
-            gauge.set(number(*lag));
+    /// Sets the gauges of all peers. Who does not lead knows of no lag and no round trip, and
+    /// nothing waits for who is gone.
+    pub(crate) fn set_peers(&mut self, status: &Status, backlogs: &[PeerBacklog]) {
+        let known = status.progress.iter().map(|progress| progress.id);
+        for id in known.chain(backlogs.iter().map(|backlog| backlog.peer)) {
+            self.peers.entry(id).or_insert_with(|| PeerGauges::new(&self.node, id));
         }
-        // Who does not lead any more knows of no lag.
-        let unknown = self.lags.iter().filter(|(id, _)| !lags.contains_key(id));
-        unknown.for_each(|(_, gauge)| gauge.set(f64::NAN));
+        for (id, gauges) in &self.peers {
+            gauges.lag.set(status.lag(*id).map_or(f64::NAN, number));
+            let progress = status.progress.iter().find(|progress| progress.id == *id);
+            let round_trip = progress.and_then(|progress| progress.round_trip);
+            gauges.round_trip.set(round_trip.map_or(f64::NAN, |took| took.as_secs_f64()));
+            let backlog = backlogs.iter().find(|backlog| backlog.peer == *id);
+            let lanes = backlog.map(|lanes| [lanes.control, lanes.append, lanes.snapshot]);
+            for (at, (length, bytes)) in gauges.lanes.iter().enumerate() {
+                let lane = lanes.and_then(|lanes| lanes.get(at).copied());
+                length.set(lane.map_or(f64::NAN, |lane| number(lane.count)));
+                bytes.set(lane.map_or(f64::NAN, |lane| number(lane.bytes)));
+            }
+        }
     }
 }
 
@@ -282,12 +317,17 @@ mod tests {
         sync::{Arc, Mutex},
     };
 
+    use kontiki_raft::{
+        Config, EntryId, Membership, ProgressState, ProgressStatus, RaftCore, Recovered, Report,
+        StoreId,
+    };
     use metrics::{
         CounterFn, GaugeFn, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
         with_local_recorder,
     };
 
     use super::*;
+    use crate::{Backlog, NodeIdentity};
 
     /// Remembers what it is told, by name and labels.
     #[derive(Clone, Debug, Default)]
@@ -405,6 +445,68 @@ mod tests {
             meters.on_soft_state(SoftState { role, term, leader });
         }
         assert_eq!(notes.of("kontiki_leader_changes_total node=1"), [1.0, 1.0]);
+    }
+
+    /// What is said of a peer is unsaid when this node does not lead any more, or it is gone.
+    #[test]
+    fn each_peer_has_its_lag_its_round_trip_and_its_lanes() {
+        let (node, peer) = (NodeId(1), NodeId(2));
+        let membership = Membership::of_voters([(node, "a"), (peer, "b")]);
+        let recovered = Recovered {
+            memberships: vec![(EntryId::ZERO, Arc::new(membership))],
+            ..Recovered::default()
+        };
+        let core = RaftCore::new(Config::new(node, 1), recovered, at(0)).unwrap();
+        let identity = NodeIdentity { id: node, cluster: 1, store: StoreId(1) };
+        let follows = Status::new(identity, at(0), core.status());
+        let progress = ProgressStatus {
+            id: peer,
+            match_index: Index(4),
+            next_index: Index(5),
+            state: ProgressState::Replicate,
+            acked_at: at(0),
+            round_trip: Some(Duration::from_millis(2)),
+            inflight_bytes: 0,
+            report: Report::default(),
+        };
+        let last = EntryId::new(6, 1);
+        let leads = Status { last, progress: vec![progress], ..follows.clone() };
+        let waiting = |count, bytes| Backlog { count, bytes };
+        let backlog = PeerBacklog {
+            peer,
+            control: waiting(1, 128),
+            append: waiting(3, 900),
+            snapshot: waiting(2, 2 << 20),
+        };
+
+        let notes = Notes::default();
+        with_local_recorder(&notes, || {
+            let mut meters = Meters::new(node);
+            meters.set_peers(&leads, &[backlog]);
+            meters.set_peers(&follows, &[backlog]);
+            meters.set_peers(&follows, &[]);
+        });
+        let told = |name: &str| -> Vec<Option<f64>> {
+            let told = notes.of(name).into_iter();
+            told.map(|value| (!value.is_nan()).then_some(value)).collect()
+        };
+        for (name, value) in
+            [("kontiki_follower_lag_entries", 2.0), ("kontiki_round_trip_seconds", 0.002)]
+        {
+            let name = format!("{name} node=1 peer=2");
+            assert_eq!(told(&name), [Some(value), None, None], "{name}");
+        }
+        for (lane, Backlog { count, bytes }) in [
+            ("control", backlog.control),
+            ("append", backlog.append),
+            ("snapshot", backlog.snapshot),
+        ] {
+            for (name, value) in [("length", count), ("bytes", bytes)] {
+                let name = format!("kontiki_lane_{name} node=1 peer=2 lane={lane}");
+                let value = Some(number(value));
+                assert_eq!(told(&name), [value, value, None], "{name}");
+            }
+        }
     }
 
     /// The names are an interface: those of the page and those of the code are the same.

@@ -118,6 +118,7 @@ impl Replica {
             }
             Event::PeerStore { id, store } => self.core.step(now, Input::PeerStore { id, store }),
             Event::PeerUnreachable { id } => self.core.step(now, Input::PeerUnreachable { id }),
+            Event::NotSent(envelope) => self.core.step(now, Input::NotSent(envelope)),
             Event::Campaign => self.core.step(now, Input::Campaign),
             Event::TransferLeadership { to } => {
                 self.core.step(now, Input::TransferLeadership { to });

@@ -40,7 +40,8 @@ pub trait Transport: fmt::Debug + Send + 'static {
 
 /// A transport at work.
 pub trait Links: fmt::Debug + Send + 'static {
-    /// Sends a message, or drops it and tells [`Inbox::unreachable`]. Never blocks.
+    /// Sends a message, or drops it and tells [`Inbox::unreachable`], and [`Inbox::not_sent`] if
+    /// it is certain that it was not sent. Never blocks.
     fn send(&mut self, envelope: Envelope);
 
     /// The membership in force has changed to this: whom to connect to, and where. Never blocks.
@@ -54,8 +55,36 @@ pub trait Links: fmt::Debug + Send + 'static {
     /// Ends the transfer of this session, if it has not ended yet. Never blocks.
     fn cancel_snapshot(&mut self, to: NodeId, session: Session);
 
+    /// What waits to be sent to each peer, for whoever measures. Asked once a second; a transport
+    /// that does not know says nothing.
+    fn backlogs(&self) -> Vec<PeerBacklog> {
+        Vec::new()
+    }
+
     /// Stops everything that was started. When the future is done nothing is left.
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
+}
+
+/// What waits to be sent to one peer, and was not taken to be written to its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerBacklog {
+    /// Which peer.
+    pub peer: NodeId,
+    /// Messages of [`Lane::Control`].
+    pub control: Backlog,
+    /// Messages of [`Lane::Append`].
+    pub append: Backlog,
+    /// Chunks of a snapshot that it has not written yet.
+    pub snapshot: Backlog,
+}
+
+/// How much waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// How many messages or chunks.
+    pub count: u64,
+    /// What they take, about.
+    pub bytes: u64,
 }
 
 /// Who this node is, for those who want to be sure.
@@ -156,7 +185,8 @@ impl KnownStores {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "a transport has a queue for each")]
 pub enum Lane {
-    /// Heartbeats, votes, acknowledgements, read indexes: small, and late ones cost leaders.
+    /// Heartbeats, votes, acknowledgements, read indexes, answers to what was passed on: small,
+    /// and late ones cost leaders, or leave clients without an outcome.
     Control,
     /// Entries and proposals.
     Append,
@@ -236,6 +266,7 @@ pub(crate) struct Delivery {
 #[derive(Debug)]
 pub(crate) enum Notice {
     Unreachable(NodeId),
+    NotSent(Envelope),
     Fault(Fault),
     SnapshotReceived { from: NodeId, meta: SnapshotMeta },
     SnapshotSent { to: NodeId, session: Session, sent: Option<EntryId> },
@@ -298,6 +329,16 @@ impl Inbox {
     pub fn unreachable(&self, id: NodeId) {
         // A node that has stopped has no use for the hint.
         drop(self.notices.send(Notice::Unreachable(id)));
+    }
+
+    /// This message was certainly not sent to this peer, and will not be. What was passed on to the
+    /// leader for a client can then be tried again, instead of being unknown when it is not
+    /// answered. Other messages are repeated anyway, and need not be spoken of.
+    pub fn not_sent(&self, to: NodeId, message: Message) {
+        if matches!(message.body, Body::Propose(_) | Body::ChangeMembership { .. }) {
+            // A node that has stopped has answered its clients.
+            drop(self.notices.send(Notice::NotSent(Envelope { to, message })));
+        }
     }
 
     /// A peer knows this node by another data directory. The node stops.

@@ -17,7 +17,7 @@ use crate::{
     apply::Applying,
     bereft::check_state,
     damage::{Damage, check_damage},
-    election::Election,
+    election::{Election, owes_nobody},
     log::LogView,
     membership::VOTERS_MAX,
     memberships::Memberships,
@@ -105,8 +105,8 @@ impl RaftCore {
         check(&recovered)?;
         check_damage(config.id, &recovered)?;
         check_state(config.id, &recovered)?;
-        let Recovered { hard_state, log_start, term_runs, last, applied, is_pristine, .. } =
-            recovered;
+        let owes_nobody = owes_nobody(config.id, &recovered);
+        let Recovered { hard_state, log_start, term_runs, last, applied, .. } = recovered;
         let memberships = Memberships::new(recovered.memberships).ok_or(RestoreError::NoVoters)?;
         let ends = (log_start.index, last.index);
         let sizes = Sizes::new(config.log_bytes_max, &recovered.log_sizes, ends);
@@ -115,7 +115,7 @@ impl RaftCore {
         // Of a damaged log only what is left of it is.
         let commit_index = hard_state.commit.max(applied).min(last.index).max(log_start.index);
         // An earlier life of this node may have promised its loyalty a moment ago (pitfall R9).
-        let loyal_until = if is_pristine { now } else { now + config.election_timeout };
+        let loyal_until = if owes_nobody { now } else { now + config.election_timeout };
         let mut core = Self {
             now,
             term: hard_state.term,
@@ -173,6 +173,7 @@ impl RaftCore {
             Input::EntriesUnavailable { why, .. } => self.on_entries_unavailable(why),
             Input::Purged { upto } => self.on_purged(upto),
             Input::PeerUnreachable { id } => self.on_unreachable(id),
+            Input::NotSent(envelope) => self.on_not_sent(&envelope.message.body),
             Input::ChangeMembership { id, change } => self.on_change_membership(id, change),
             Input::PeerStore { id, store } => self.on_peer_store(id, store),
             Input::SnapshotReceived { from, meta } => self.on_snapshot_received(from, meta),
@@ -447,6 +448,7 @@ impl RaftCore {
             | Input::EntriesUnavailable { .. }
             | Input::Purged { .. }
             | Input::PeerUnreachable { .. }
+            | Input::NotSent(_)
             | Input::Campaign
             | Input::TransferLeadership { .. }
             | Input::Timeout => {}

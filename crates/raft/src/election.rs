@@ -10,7 +10,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    Body, NodeId, RaftCore, RequestVote, RequestVoteReply, Term, Timestamp, VoteKind, core::State,
+    Body, NodeId, RaftCore, Recovered, RequestVote, RequestVoteReply, Term, Timestamp, VoteKind,
+    core::State,
 };
 
 /// An election that this node stands in, or asks about.
@@ -21,6 +22,26 @@ pub(crate) struct Election {
     for_term: Term,
     /// The answers so far. An answer that comes twice counts once.
     votes: BTreeMap<NodeId, bool>,
+}
+
+/// Whether no leader can count on a promise that an earlier life of this node gave (pitfall R9).
+///
+/// To be the only voter is not enough. A leader that has removed itself leads until its last
+/// change is known (pitfall B18), and rests on the promises of the one voter that it has left
+/// behind. But if we were the only voter before the present term began, nobody leads in it
+/// without our vote, for whoever had a newer membership still needed us to leave the old one. We
+/// gave the vote to ourselves, so there is no other leader in this term; and before we did, what
+/// we had promised in earlier terms had ended. Of later terms we have said nothing: what is said
+/// in a term is said when the term is durable.
+///
+/// A damaged log may have lost a membership, a term or a vote, so it proves none of this.
+pub(crate) fn owes_nobody(id: NodeId, recovered: &Recovered) -> bool {
+    let Recovered { hard_state, memberships, damaged, is_pristine, .. } = recovered;
+    let is_alone = memberships.last().is_some_and(|(_, newest)| newest.is_lone_voter(id));
+    let before = memberships.iter().rev().find(|(at, _)| at.term < hard_state.term);
+    let was_alone = before.is_some_and(|(_, membership)| membership.is_lone_voter(id));
+    let is_vote_ours = hard_state.voted_for == Some(id);
+    *is_pristine || (is_alone && was_alone && is_vote_ours && damaged.is_none())
 }
 
 impl RaftCore {
@@ -35,13 +56,16 @@ impl RaftCore {
 
     /// The time until the first election after a start. In a new cluster there is no leader to
     /// be loyal to and nothing to wait out; after a restart the loyalty of the former life ends
-    /// after one election timeout, and a leader that still lives is heard of well before.
+    /// after one election timeout, and a leader that still lives is heard of well before. A lone
+    /// voter collides with nobody, so it does not wait any longer than it has to.
     ///
     /// Deviation: in Figure 2 a node that restarts may vote at once (pitfall R9).
     pub(crate) fn arm_first_election(&mut self) {
+        let earliest = self.loyal_until.max(self.now) + self.deference();
+        let is_alone = self.memberships.current().is_lone_voter(self.config.id);
         let half = self.patience(self.config.election_timeout / 2);
-        self.election_deadline =
-            self.loyal_until.max(self.now) + self.deference() + self.random_delay(half);
+        let spread = if is_alone { Duration::ZERO } else { self.random_delay(half) };
+        self.election_deadline = earliest + spread;
     }
 
     /// The leader's process seems to be gone. No vote can be had before the loyalty to it ends,

@@ -1,7 +1,7 @@
 //! What the world tells the core.
 
 use crate::{
-    ChangeSet, EntryId, Index, Message, NodeId, Proposal, ProposalId, ReadId, Session,
+    ChangeSet, EntryId, Envelope, Index, Message, NodeId, Proposal, ProposalId, ReadId, Session,
     SnapshotMeta, StoreId, WriteTicket,
 };
 
@@ -124,6 +124,9 @@ pub enum Input {
         /// The peer.
         id: NodeId,
     },
+    /// This message was certainly not sent and will not be: there was no connection. To know it
+    /// is worth something where a client waits for what was passed on to the leader.
+    NotSent(Envelope),
     /// The operator wants this node to stand for election. It asks first (pre-vote) and
     /// respects the loyalty that it owes to a leader.
     Campaign,

@@ -124,6 +124,12 @@ impl Membership {
         self.voters().any(|voter| voter == id) || self.outgoing.contains(&id)
     }
 
+    /// Whether `id` decides everything alone: no other counts, in either half.
+    #[must_use]
+    pub fn is_lone_voter(&self, id: NodeId) -> bool {
+        !self.is_joint() && self.voters().eq([id])
+    }
+
     /// The voters of the membership that is in force or being entered, sorted.
     pub fn voters(&self) -> impl Iterator<Item = NodeId> {
         self.members.iter().filter(|m| m.role == MemberRole::Voter).map(|m| m.id)

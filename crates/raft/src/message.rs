@@ -196,11 +196,12 @@ impl Message {
     pub fn is_bulk(&self) -> bool {
         match &self.body {
             Body::AppendEntries(append) => !append.entries.is_empty(),
-            Body::Propose(_) | Body::ProposeReply(_) | Body::ChangeMembership { .. } => true,
+            Body::Propose(_) | Body::ChangeMembership { .. } => true,
             Body::RequestVote(_)
             | Body::RequestVoteReply(_)
             | Body::AppendEntriesReply(_)
             | Body::TimeoutNow { .. }
+            | Body::ProposeReply(_)
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. } => false,
         }

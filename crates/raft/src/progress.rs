@@ -38,6 +38,8 @@ pub(crate) struct Progress {
     is_asking: bool,
     /// The newest round that the follower has answered.
     pub(crate) acked_round: Round,
+    /// How long answers take, smoothed. Known from the first answer to this leader on.
+    round_trip: Option<Duration>,
     /// The commit index that it was told last.
     pub(crate) told_commit: Index,
     /// What the follower last said of itself.
@@ -73,6 +75,7 @@ impl Progress {
             awaits: None,
             is_asking: false,
             acked_round: since,
+            round_trip: None,
             told_commit: Index::ZERO,
             report: Report::default(),
             caught_up_since: None,
@@ -102,8 +105,9 @@ impl Progress {
     /// Forgets what it was known to hold, and returns what was on its way to it.
     pub(crate) fn start_anew(&mut self, session: Session, last_index: Index) -> Sending {
         let sending = std::mem::take(&mut self.sending);
-        let Self { acked_round, leaves_at, report, .. } = *self;
-        *self = Self { leaves_at, report, ..Self::new(session, last_index, acked_round) };
+        let Self { acked_round, round_trip, leaves_at, report, .. } = *self;
+        let new = Self::new(session, last_index, acked_round);
+        *self = Self { round_trip, leaves_at, report, ..new };
         sending
     }
 
@@ -218,6 +222,22 @@ impl Progress {
         true
     }
 
+    /// An answer to `round` has come. A round is the moment when it was sent; an answer that is
+    /// not the first to its round says nothing about how long one takes.
+    pub(crate) fn on_answer(&mut self, now: Timestamp, round: Round) {
+        /// What one answer changes, as in TCP (RFC 6298): an eighth.
+        const SMOOTHING: u32 = 8;
+        if round <= self.acked_round {
+            return;
+        }
+        self.acked_round = round;
+        let took = now - Timestamp(round.get());
+        self.round_trip = Some(match self.round_trip {
+            None => took,
+            Some(before) => before - before / SMOOTHING + took / SMOOTHING,
+        });
+    }
+
     /// An answer to `round` has come, and by then everything sent `grace` before it should
     /// have been heard of. What was not received is taken for lost, and sent again.
     pub(crate) fn maybe_resend(
@@ -290,6 +310,7 @@ impl Progress {
             next_index: self.next_index,
             state: self.state,
             acked_at: Timestamp(self.acked_round.get()),
+            round_trip: self.round_trip,
             inflight_bytes: self.window_bytes,
             report: self.report,
         }

@@ -250,6 +250,29 @@ impl RaftCore {
         self.abandon_forwarded_reads();
     }
 
+    /// What was passed on has not left this node, so it was certainly not appended, and may be
+    /// tried again.
+    pub(crate) fn on_not_sent(&mut self, body: &Body) {
+        let numbers: Vec<ProposalId> = match body {
+            Body::Propose(proposals) => proposals.iter().map(|proposal| proposal.id).collect(),
+            Body::ChangeMembership { id, .. } => vec![*id],
+            Body::RequestVote(_)
+            | Body::RequestVoteReply(_)
+            | Body::AppendEntries(_)
+            | Body::AppendEntriesReply(_)
+            | Body::TimeoutNow { .. }
+            | Body::ProposeReply(_)
+            | Body::ReadIndex { .. }
+            | Body::ReadIndexReply { .. } => return, // repeated by themselves
+        };
+        for number in numbers {
+            if let Some(id) = self.forwarded.close(number.get()) {
+                let why = Rejection::NotLeader { leader: None };
+                self.proposal_outcomes.push(ProposalOutcome::Rejected { id, why });
+            }
+        }
+    }
+
     /// An answer that takes longer than an election is not waited for.
     pub(crate) fn expire_forwarded(&mut self) {
         let now = self.now;

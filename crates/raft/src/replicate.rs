@@ -260,7 +260,7 @@ impl RaftCore {
                     && progress.next_index() <= start;
             }
         }
-        progress.acked_round = progress.acked_round.max(round);
+        progress.on_answer(self.now, round);
         // Less than a whole interval, so that the first heartbeat after the loss shows it.
         let grace = self.config.heartbeat_interval * 3 / 4;
         progress.maybe_resend(received, round, (grace, start));

@@ -1,6 +1,6 @@
 //! What a node tells about itself.
 
-use std::{fmt, ops::RangeInclusive};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use crate::{EntryId, Index, Membership, NodeId, Report, SoftState, Term, Timestamp};
 
@@ -87,6 +87,9 @@ pub struct ProgressStatus {
     pub state: ProgressState,
     /// When the newest message that it has answered was sent.
     pub acked_at: Timestamp,
+    /// How long its answers take, smoothed: there and back, and what it and this node have to do
+    /// before. `None` before the first one.
+    pub round_trip: Option<Duration>,
     /// Entries on their way to it, in bytes.
     pub inflight_bytes: usize,
     /// What it says of itself.

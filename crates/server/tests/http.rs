@@ -90,6 +90,39 @@ fn a_server_without_a_leader_is_alive_and_not_healthy() {
     });
 }
 
+/// The library tells of each peer, and the page shows it.
+#[test]
+fn what_waits_for_a_peer_and_how_long_it_takes_is_at_metrics() {
+    kontiki_server::metrics::install();
+    run(async {
+        let mut cluster = Cluster::start(3).await;
+        let put = pb::PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
+        cluster.client(0).await.put(put).await.unwrap();
+        let to = cluster.server(0).client_addresses()[0];
+        // All servers of this process report to the same page. Gauges are set once a second.
+        let began = std::time::Instant::now();
+        loop {
+            let (_, body) = get(to, "/metrics").await;
+            let says = |name: &str, labels: &[&str]| {
+                let lines = body.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+                lines
+                    .filter(|line| !line.ends_with(" NaN"))
+                    .any(|line| labels.iter().all(|label| line.contains(label)))
+            };
+            let lanes = ["control", "append", "snapshot"].map(|lane| format!("lane=\"{lane}\""));
+            let is_told = lanes.iter().all(|lane| {
+                let labels = ["node=\"1\"", "peer=\"2\"", lane.as_str()];
+                says("kontiki_lane_length", &labels) && says("kontiki_lane_bytes", &labels)
+            });
+            if is_told && says("kontiki_round_trip_seconds", &["node=", "peer="]) {
+                break;
+            }
+            assert!(began.elapsed() < PATIENCE, "not told:\n{body}");
+        }
+        cluster.stop_all().await;
+    });
+}
+
 #[test]
 fn metrics_are_told_under_etcds_names() {
     run(async {

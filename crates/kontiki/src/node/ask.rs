@@ -99,6 +99,7 @@ impl<S: StateMachine> Node<S> {
             unanswered: self.waiters.len(),
         };
         self.meters.set(&status, depths);
+        self.meters.set_peers(&status, &self.links.backlogs());
         let is_damaged = status.damaged.is_some();
         if self.is_damaged && !is_damaged {
             tracing::info!(id = %self.identity.id, "the log is whole again: this node takes part");

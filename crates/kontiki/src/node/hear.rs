@@ -119,6 +119,7 @@ impl<S: StateMachine> Node<S> {
         let event = match notice {
             Notice::Fault(fault) => return self.fail(fault),
             Notice::Unreachable(id) => Event::PeerUnreachable { id },
+            Notice::NotSent(envelope) => Event::NotSent(envelope),
             Notice::SnapshotReceived { from, meta } => {
                 let id = self.identity.id;
                 tracing::info!(%id, %from, at = %meta.last, "snapshot received");

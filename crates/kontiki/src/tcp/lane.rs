@@ -29,7 +29,7 @@ use super::{
     Shared, frame,
     handshake::{self, Channel, HandshakeError, Refusal},
 };
-use crate::{Fault, Lane, codec, message_bytes};
+use crate::{Backlog, Fault, Lane, codec, message_bytes};
 
 /// The queue of one lane, as the node loop sees it.
 #[derive(Debug)]
@@ -46,6 +46,16 @@ pub(super) struct Gauge {
     queued_bytes: AtomicUsize,
     /// Wakes the task when the peer has been heard of: it need not wait any longer.
     peer_is_up: Notify,
+}
+
+/// Why a message was not queued. It was not sent.
+#[derive(Debug)]
+pub(super) enum NotQueued {
+    /// There is no connection. The node was told when it broke: to tell it again for each message
+    /// would make it send again, for nothing.
+    Unconnected(Message),
+    /// There is no room.
+    Full(Message),
 }
 
 /// The sending task of one lane.
@@ -109,21 +119,31 @@ impl LaneSender {
         self.gauge.peer_is_up.notify_one();
     }
 
-    /// Queues a message. `false` if there was no room for it.
-    pub(super) fn send(&self, message: Message) -> bool {
+    /// What waits for the task.
+    pub(super) fn backlog(&self) -> Backlog {
+        let count = self.queue.max_capacity() - self.queue.capacity();
+        let bytes = self.gauge.queued_bytes.load(Ordering::Relaxed);
+        let [count, bytes] = [count, bytes].map(|size| u64::try_from(size).unwrap_or(u64::MAX));
+        Backlog { count, bytes }
+    }
+
+    /// Queues a message, or gives it back.
+    pub(super) fn send(&self, message: Message) -> Result<(), NotQueued> {
         if !self.gauge.is_connected.load(Ordering::Relaxed) {
-            // The node was told when the connection broke. To tell it again for each message
-            // would make it send again, for nothing.
-            return true;
+            return Err(NotQueued::Unconnected(message));
         }
         let bytes = message_bytes(&message);
         let queued_bytes = self.gauge.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let has_room = queued_bytes == 0 || queued_bytes + bytes <= self.queue_bytes_max;
-        if has_room && self.queue.try_send(message).is_ok() {
-            return true;
-        }
-        self.gauge.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        false
+        let refused = if has_room {
+            self.queue.try_send(message).map_err(mpsc::error::TrySendError::into_inner)
+        } else {
+            Err(message)
+        };
+        refused.map_err(|message| {
+            self.gauge.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            NotQueued::Full(message)
+        })
     }
 }
 
@@ -218,6 +238,7 @@ impl LaneTask {
         // Taken off one by one: the node may be adding at this very moment.
         while let Ok(message) = self.queue.try_recv() {
             self.gauge.queued_bytes.fetch_sub(message_bytes(&message), Ordering::Relaxed);
+            self.shared.inbox.not_sent(self.peer, message);
         }
     }
 

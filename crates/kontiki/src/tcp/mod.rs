@@ -31,10 +31,11 @@ use kontiki_raft::{Envelope, Membership, NodeId, Session, StoreId};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinSet};
 
 use crate::{
-    BoxFuture, Inbox, Lane, Links, Local, SnapshotTransfer, Transport, error::chain,
+    BoxFuture, Inbox, Lane, Links, Local, PeerBacklog, SnapshotTransfer, Transport, error::chain,
     transport::StoreCheck,
 };
 use handshake::{Channel, HandshakeError, Hello, Refusal};
+use lane::NotQueued;
 use peers::Table;
 
 pub use discover::{DiscoverError, Discovered, discover};
@@ -207,8 +208,16 @@ impl Shared {
 /// The transport at work.
 struct TcpLinks {
     shared: Arc<Shared>,
-    /// The snapshots that are being sent, or were: dropped to cancel.
-    transfers: BTreeMap<NodeId, (Session, oneshot::Sender<()>)>,
+    /// The snapshots that are being sent, or were.
+    transfers: BTreeMap<NodeId, Transfer>,
+}
+
+/// A snapshot on its way.
+struct Transfer {
+    session: Session,
+    unsent: Arc<bulk::Unsent>,
+    /// Dropped to cancel.
+    _keep: oneshot::Sender<()>,
 }
 
 impl fmt::Debug for TcpLinks {
@@ -254,10 +263,25 @@ impl Links for TcpLinks {
         let table = self.shared.table();
         let Some(lane) = table.lane(to, Lane::of(&message)) else {
             tracing::debug!(peer = %to, "a message for nobody is dropped");
+            self.shared.inbox.not_sent(to, message);
             return;
         };
-        if !lane.send(message) {
-            self.shared.inbox.unreachable(to);
+        let mut sent = lane.send(message);
+        if let Err(NotQueued::Unconnected(message)) = sent {
+            sent = match (Lane::of(&message), table.lane(to, Lane::Append)) {
+                // Better behind what is large than lost: each lane is connected by itself, and a
+                // peer that hears us over one of them may be waiting for this.
+                (Lane::Control, Some(other)) => other.send(message),
+                _ => Err(NotQueued::Unconnected(message)),
+            };
+        }
+        match sent {
+            Ok(()) => {}
+            Err(NotQueued::Unconnected(message)) => self.shared.inbox.not_sent(to, message),
+            Err(NotQueued::Full(message)) => {
+                self.shared.inbox.unreachable(to);
+                self.shared.inbox.not_sent(to, message);
+            }
         }
     }
 
@@ -267,14 +291,27 @@ impl Links for TcpLinks {
 
     fn send_snapshot(&mut self, transfer: SnapshotTransfer) {
         let (keep, cancelled) = oneshot::channel();
-        self.transfers.insert(transfer.to, (transfer.session, keep));
-        self.shared.spawn(bulk::send(Arc::clone(&self.shared), transfer, cancelled));
+        let SnapshotTransfer { to, session, .. } = transfer;
+        let unsent = Arc::new(bulk::Unsent::default());
+        let task = bulk::send(Arc::clone(&self.shared), transfer, Arc::clone(&unsent), cancelled);
+        self.transfers.insert(to, Transfer { session, unsent, _keep: keep });
+        self.shared.spawn(task);
     }
 
     fn cancel_snapshot(&mut self, to: NodeId, session: Session) {
-        if self.transfers.get(&to).is_some_and(|(current, _)| *current == session) {
+        if self.transfers.get(&to).is_some_and(|transfer| transfer.session == session) {
             self.transfers.remove(&to);
         }
+    }
+
+    fn backlogs(&self) -> Vec<PeerBacklog> {
+        let table = self.shared.table();
+        let backlogs = table.backlogs().map(|(peer, [control, append])| {
+            let transfer = self.transfers.get(&peer);
+            let snapshot = transfer.map(|transfer| transfer.unsent.backlog()).unwrap_or_default();
+            PeerBacklog { peer, control, append, snapshot }
+        });
+        backlogs.collect()
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {

@@ -19,7 +19,7 @@ use super::{
     handshake::{Hello, Introduction, Refusal},
     lane::LaneSender,
 };
-use crate::Lane;
+use crate::{Backlog, Lane};
 
 /// The table. One lock guards all of it; nothing is done under the lock that waits.
 #[derive(Debug)]
@@ -62,6 +62,11 @@ impl Table {
             Lane::Control => control,
             Lane::Append => append,
         })
+    }
+
+    /// What waits in the lanes.
+    pub(super) fn backlogs(&self) -> impl Iterator<Item = (NodeId, [Backlog; 2])> {
+        self.peers.iter().map(|(id, peer)| (*id, peer.lanes.each_ref().map(LaneSender::backlog)))
     }
 
     /// Where `id` is connected to.

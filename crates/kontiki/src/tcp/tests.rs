@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kontiki_raft::{Body, Index, Membership, Message, Proposal, ProposalId, Term};
+use kontiki_raft::{Body, EntryId, Index, Membership, Message, Proposal, ProposalId, Term};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{handshake::FirstWord, *};
 use crate::{
-    Bytes, Fault, KnownStores, codec,
+    Backlog, Bytes, Fault, KnownStores, codec,
     transport::{Notice, Outlet},
 };
 
@@ -351,6 +351,101 @@ async fn what_has_no_room_is_dropped_and_reported() {
             count += usize::from(codec::decode(payload).unwrap() == large);
         }
     }
+}
+
+fn backlog_of_2(subject: &Subject) -> PeerBacklog {
+    let backlogs = subject.links.backlogs();
+    *backlogs.iter().find(|backlog| backlog.peer == NodeId(2)).unwrap()
+}
+
+#[tokio::test]
+async fn what_waits_in_a_lane_is_told_and_what_is_on_its_way_is_not() {
+    let (peer, address) = Peer::new().await;
+    let mut subject = subject(&address).await;
+    let (mut stream, _) = peer.accept(Lane::Control, &WELCOME).await;
+    subject.links.send(Envelope { to: NodeId(2), message: message(7) });
+    let nothing = Backlog::default();
+    assert_eq!(backlog_of_2(&subject).control, nothing, "there is no connection yet");
+    receive(&mut subject, &mut stream, &message(0)).await;
+    tokio::task::yield_now().await; // what was sent meanwhile is taken
+    for batch in 1..=3 {
+        // The sending task has no chance to run between these.
+        subject.links.send(Envelope { to: NodeId(2), message: message(batch) });
+    }
+    let bytes = 3 * u64::try_from(crate::message_bytes(&message(1))).unwrap();
+    let expected = PeerBacklog {
+        peer: NodeId(2),
+        control: Backlog { count: 3, bytes },
+        append: nothing,
+        snapshot: nothing,
+    };
+    assert_eq!(backlog_of_2(&subject), expected);
+    let taken = async {
+        while backlog_of_2(&subject).control != nothing {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, taken).await.unwrap();
+}
+
+/// Each lane is connected by itself. A follower that hears its leader over one of them may pass
+/// something on, and the answer must not be lost because the other has no connection yet.
+#[tokio::test]
+async fn what_is_urgent_takes_the_other_lane_while_its_own_has_no_connection() {
+    let (peer, address) = Peer::new().await;
+    let mut subject = subject(&address).await;
+    let mut unanswered = Vec::new();
+    let mut stream = loop {
+        let (mut stream, _) = timeout(PATIENCE, peer.0.accept()).await.unwrap().unwrap();
+        let heard = handshake::listen(&mut stream, &mut bytes::BytesMut::new()).await;
+        match heard {
+            Ok(FirstWord::Hello(hello)) if hello.channel == Channel::Messages(Lane::Append) => {
+                handshake::answer(&mut stream, &WELCOME).await.unwrap();
+                break stream;
+            }
+            _ => unanswered.push(stream),
+        }
+    };
+    let results = vec![(ProposalId(1), Ok(EntryId::new(7, 1)))];
+    let answer = Message { term: Term(1), body: Body::ProposeReply(results) };
+    assert_eq!(Lane::of(&answer), Lane::Control);
+    assert_eq!(receive(&mut subject, &mut stream, &answer).await, answer);
+}
+
+/// A follower that has just started hears its leader before its own connection to it is made.
+#[tokio::test]
+async fn a_proposal_for_which_there_is_no_connection_is_given_back() {
+    let (peer, address) = Peer::new().await;
+    let mut subject = subject(&address).await;
+    let proposal =
+        Proposal { id: ProposalId(1), command: Bytes::from_static(b"x"), is_session: false };
+    let forward = Message { term: Term(1), body: Body::Propose(vec![proposal]) };
+    for to in [NodeId(2), NodeId(77)] {
+        let envelope = Envelope { to, message: forward.clone() };
+        subject.links.send(envelope.clone());
+        subject.links.send(Envelope { to, message: message(1) }); // it is repeated anyway
+        match subject.outlet.notices.try_recv() {
+            Ok(Notice::NotSent(unsent)) => assert_eq!(unsent, envelope),
+            other => panic!("it is not given back: {other:?}"),
+        }
+        assert!(subject.outlet.notices.try_recv().is_err());
+    }
+
+    // The same when the connection is known to be broken.
+    let (mut stream, _) = peer.accept(Lane::Append, &WELCOME).await;
+    receive(&mut subject, &mut stream, &forward).await;
+    while subject.outlet.notices.try_recv().is_ok() {}
+    drop(stream);
+    let given_back = async {
+        loop {
+            subject.links.send(Envelope { to: NodeId(2), message: forward.clone() });
+            if let Ok(Notice::NotSent(unsent)) = subject.outlet.notices.try_recv() {
+                return unsent.message;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    assert_eq!(timeout(PATIENCE, given_back).await.unwrap(), forward);
 }
 
 #[tokio::test]

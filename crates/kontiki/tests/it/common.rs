@@ -129,7 +129,7 @@ where
 }
 
 /// The position of the node that leads, as soon as there is one.
-pub(crate) async fn leader(nodes: &[Raft<List>]) -> usize {
+pub(crate) async fn leader<S: StateMachine>(nodes: &[Raft<S>]) -> usize {
     eventually("there is a leader", || async {
         nodes.iter().position(|node| node.watch().borrow().role == Role::Leader)
     })

@@ -10,6 +10,7 @@ mod examples;
 mod faults;
 mod lifecycle;
 mod members;
+mod numbered;
 mod replica;
 mod replica_members;
 mod sessions;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use kontiki::{Answer, Bytes, Event, NodeId, Rejection, Role};
+use kontiki::{Answer, Bytes, Envelope, Event, NodeId, Rejection, Role};
 use kontiki_raft::{Body, LogWrite};
 use proptest::prelude::*;
 
-use crate::world::{ELECTION_TIMEOUT, HEARTBEAT, Outcome, World};
+use crate::world::{ELECTION_TIMEOUT, Flight, HEARTBEAT, Outcome, World};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -105,6 +105,24 @@ fn what_becomes_of_an_appended_proposal_is_unknown_when_its_time_is_up() {
     world.run_for(ELECTION_TIMEOUT);
     let outcome = world.outcome(leader, request);
     assert!(matches!(outcome, Outcome::Answer(Answer::Unknown { at: Some(_) })), "{outcome:?}");
+}
+
+/// Its transport says so: there was no connection to the leader yet. The client does not hear of
+/// it, and does not have to wait as long as for an answer that was lost.
+#[test]
+fn what_was_certainly_not_passed_on_is_tried_again() {
+    let mut world = World::new(3);
+    let leader = world.elect();
+    let follower = leader % 3 + 1;
+    let request = world.propose(follower, "once", LONG);
+    world.poll(follower);
+    let is_forward = |flight: &Flight| matches!(flight.message.body, Body::Propose(_));
+    let at = world.flights.iter().position(is_forward).unwrap();
+    let Flight { to, message, .. } = world.flights.remove(at).unwrap();
+    world.handle(follower, Event::NotSent(Envelope { to, message }));
+    world.run_for(ELECTION_TIMEOUT / 2);
+    assert_applied(world.outcome(follower, request), "once");
+    assert_eq!(world.times_in_log(leader, &Bytes::from_static(b"once")), 1);
 }
 
 /// The leader's word that it has appended a proposal is late: its entry came first, and what

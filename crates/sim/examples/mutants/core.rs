@@ -104,8 +104,24 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "forget a promise over a restart (pitfall R9)",
         file: "crates/raft/src/core.rs",
         patches: &[(
-            "let loyal_until = if is_pristine { now } else { now + config.election_timeout };",
-            "let loyal_until = if is_pristine { now } else { now.max(Timestamp(0)) };",
+            "let loyal_until = if owes_nobody { now } else { now + config.election_timeout };",
+            "let loyal_until = if owes_nobody { now } else { now.max(Timestamp(0)) };",
+        )],
+    },
+    Mutant {
+        name: "take whoever is alone for one that was alone before (pitfall R9)",
+        file: "crates/raft/src/election.rs",
+        patches: &[(
+            "find(|(at, _)| at.term < hard_state.term);",
+            "find(|(at, _)| at.term <= hard_state.term);",
+        )],
+    },
+    Mutant {
+        name: "forget that another got the vote of a lone voter (pitfall R9)",
+        file: "crates/raft/src/election.rs",
+        patches: &[(
+            "let is_vote_ours = hard_state.voted_for == Some(id);",
+            "let is_vote_ours = hard_state.voted_for.is_some() && id.get() != 0;",
         )],
     },
     Mutant {

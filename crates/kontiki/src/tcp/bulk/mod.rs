@@ -28,7 +28,7 @@ use tokio::{
 use super::frame::{FrameError, take_frame};
 use crate::{Bytes, codec::DecodeError, transport::CHUNK_BYTES_MAX};
 pub(super) use receive::receive;
-pub(super) use send::send;
+pub(super) use send::{Unsent, send};
 use words::Refused;
 
 /// Chunks that may be under way beyond those that are written.

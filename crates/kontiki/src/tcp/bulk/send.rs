@@ -1,7 +1,14 @@
 //! The sending side of a transfer: offers, sends what is wanted, connects again and goes on where
 //! the receiver says.
 
-use std::{future::pending, io, sync::Arc};
+use std::{
+    future::pending,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::BytesMut;
 use kontiki_raft::EntryId;
@@ -13,7 +20,7 @@ use super::{
     write,
 };
 use crate::{
-    SnapshotTransfer,
+    Backlog, SnapshotTransfer,
     error::chain,
     tcp::{
         Shared,
@@ -27,23 +34,57 @@ use crate::{
 /// minute. The protocol then decides whether to begin another one.
 const FUTILE_MAX: u32 = 30;
 
+/// What the receiver has not written yet.
+#[derive(Debug, Default)]
+pub(in crate::tcp) struct Unsent {
+    chunks: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Unsent {
+    pub(in crate::tcp) fn backlog(&self) -> Backlog {
+        let [count, bytes] =
+            [&self.chunks, &self.bytes].map(|number| number.load(Ordering::Relaxed));
+        Backlog { count, bytes }
+    }
+
+    /// The receiver has the first `written` chunks of `offer`.
+    fn set(&self, offer: &SnapshotOffer, written: u64) {
+        let chunks = offer.chunk_count.saturating_sub(written);
+        let chunk_bytes = offer.bytes.div_ceil(offer.chunk_count.max(1));
+        self.chunks.store(chunks, Ordering::Relaxed);
+        self.bytes.store(chunk_bytes.saturating_mul(chunks).min(offer.bytes), Ordering::Relaxed);
+    }
+
+    fn clear(&self) {
+        self.chunks.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+}
+
 /// Sends one snapshot, and tells how it ended. `cancelled` resolves when it is pointless.
 pub(in crate::tcp) async fn send(
     shared: Arc<Shared>,
     transfer: SnapshotTransfer,
+    unsent: Arc<Unsent>,
     cancelled: oneshot::Receiver<()>,
 ) {
     let sent = tokio::select! {
         biased;
         _ = cancelled => None,
-        sent = send_with_patience(&shared, transfer) => sent,
+        sent = send_with_patience(&shared, transfer, &unsent) => sent,
     };
+    unsent.clear();
     let SnapshotTransfer { to, session, last, .. } = transfer;
     tracing::info!(peer = %to, %last, is_sent = sent.is_some(), "snapshot transfer ended");
     shared.inbox.snapshot_sent(to, session, sent);
 }
 
-async fn send_with_patience(shared: &Shared, transfer: SnapshotTransfer) -> Option<EntryId> {
+async fn send_with_patience(
+    shared: &Shared,
+    transfer: SnapshotTransfer,
+    unsent: &Unsent,
+) -> Option<EntryId> {
     let SnapshotTransfer { to, last, .. } = transfer;
     let store = Arc::clone(shared.local.snapshots.as_ref()?);
     let source = match blocking(move || store.source(last)).await {
@@ -56,7 +97,8 @@ async fn send_with_patience(shared: &Shared, transfer: SnapshotTransfer) -> Opti
     };
     let offer = source.offer().clone();
     tracing::info!(peer = %to, %last, bytes = offer.bytes, "sending a snapshot");
-    let mut sender = Sender { shared, transfer, offer, source: Some(source), written: 0 };
+    unsent.set(&offer, 0);
+    let mut sender = Sender { shared, transfer, offer, unsent, source: Some(source), written: 0 };
     let mut backoff = Backoff::new(shared.life ^ to.get());
     let mut futile_count = 0;
     loop {
@@ -93,6 +135,7 @@ struct Sender<'a> {
     shared: &'a Shared,
     transfer: SnapshotTransfer,
     offer: SnapshotOffer,
+    unsent: &'a Unsent,
     /// Away while a chunk is being read.
     source: Option<Box<dyn SnapshotSource>>,
     /// The most chunks that the receiver had ever written.
@@ -162,6 +205,7 @@ impl Sender<'_> {
                         ReceiverWord::Want { next, upto } => {
                             wanted.on_want(next, upto, self.offer.chunk_count)?;
                             self.written = self.written.max(next);
+                            self.unsent.set(&self.offer, self.written);
                         }
                         ReceiverWord::Again { number } => wanted.on_again(number)?,
                     }

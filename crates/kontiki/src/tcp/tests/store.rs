@@ -5,10 +5,9 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use kontiki_raft::{EntryId, Index, Membership, SnapshotMeta, Term};
@@ -39,7 +38,19 @@ struct State {
     /// Chunks that may be put before the disk is full.
     room: Mutex<Option<u64>>,
     sinks: AtomicU64,
-    pause: Mutex<Duration>,
+    is_held: Mutex<bool>,
+    is_let_go: Condvar,
+}
+
+/// While this is there no chunk is written.
+#[derive(Debug)]
+pub(super) struct Hold(Arc<State>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        *self.0.is_held.lock().unwrap() = false;
+        self.0.is_let_go.notify_all();
+    }
 }
 
 pub(super) fn snapshot(index: u64, membership: &Arc<Membership>, content: &[u8]) -> SnapshotOffer {
@@ -67,9 +78,10 @@ fn chunk_bytes(offer: &SnapshotOffer) -> usize {
 }
 
 impl Memory {
-    /// Each chunk takes this long to be written.
-    pub(super) fn set_pause(&self, pause: Duration) {
-        *self.0.pause.lock().unwrap() = pause;
+    /// The next chunk is not written before the hold is dropped.
+    pub(super) fn hold(&self) -> Hold {
+        *self.0.is_held.lock().unwrap() = true;
+        Hold(Arc::clone(&self.0))
     }
 
     pub(super) fn add(&self, offer: &SnapshotOffer, content: &[u8]) {
@@ -159,8 +171,8 @@ impl SnapshotSink for Sink {
         if self.0.is_next_damaged.swap(false, Ordering::Relaxed) {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let pause = *self.0.pause.lock().unwrap();
-        std::thread::sleep(pause); // a slow disk
+        let held = self.0.is_held.lock().unwrap();
+        drop(self.0.is_let_go.wait_while(held, |is_held| *is_held).unwrap());
         match &mut *self.0.room.lock().unwrap() {
             Some(0) => return Err(io::ErrorKind::StorageFull.into()),
             Some(room) => *room -= 1,
@@ -198,6 +210,8 @@ struct Faults {
     /// The chunk with this number is damaged, once.
     damaged: Mutex<Option<u64>>,
     cuts: AtomicU64,
+    /// What came back from the node, on all connections.
+    answered_bytes: AtomicU64,
 }
 
 impl Cable {
@@ -214,6 +228,9 @@ impl Cable {
                 let (inlet, _) = listener.accept().await.unwrap();
                 let target = shared.target.lock().unwrap().clone();
                 let Ok(outlet) = TcpStream::connect(target).await else { continue };
+                // What is said is passed on at once, and not when more has been said.
+                inlet.set_nodelay(true).unwrap();
+                outlet.set_nodelay(true).unwrap();
                 connections.spawn(forward(inlet, outlet, Arc::clone(&shared)));
             }
         });
@@ -231,6 +248,10 @@ impl Cable {
 
     pub(super) fn damage(&self, number: u64) {
         *self.faults.damaged.lock().unwrap() = Some(number);
+    }
+
+    pub(super) fn answered_bytes(&self) -> u64 {
+        self.faults.answered_bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn cuts(&self) -> u64 {
@@ -271,10 +292,20 @@ async fn forward(mut inlet: TcpStream, mut outlet: TcpStream, faults: Arc<Faults
             to.write_all(&payload).await?;
         }
     };
-    let here = tokio::io::copy(&mut answers, &mut back);
+    let here = async {
+        let mut bytes = [0; 4096];
+        loop {
+            let count = answers.read(&mut bytes).await?;
+            if count == 0 {
+                return Ok(());
+            }
+            back.write_all(&bytes[..count]).await?;
+            faults.answered_bytes.fetch_add(count as u64, Ordering::Relaxed);
+        }
+    };
     let end: io::Result<()> = tokio::select! {
         end = there => end,
-        end = here => end.map(drop),
+        end = here => end,
     };
     drop(end); // both sides see that it has ended
 }

@@ -19,10 +19,6 @@ struct Pair {
 }
 
 async fn pair() -> Pair {
-    pair_with(TIMES).await
-}
-
-async fn pair_with(times: Times) -> Pair {
     let listener_1 = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listener_2 = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let cable = Cable::to(&listener_2.local_addr().unwrap().to_string()).await;
@@ -30,8 +26,8 @@ async fn pair_with(times: Times) -> Pair {
     let voters = [(NodeId(1), at_1.as_str()), (NodeId(2), &cable.address)];
     let membership = Arc::new(Membership::of_voters(voters));
     let (sent, received) = (Memory::default(), Memory::default());
-    let sender = start_with(listener_1, 1, &membership, Some(sent.clone()), times);
-    let receiver = start_with(listener_2, 2, &membership, Some(received.clone()), times);
+    let sender = start(listener_1, 1, &membership, Some(sent.clone()));
+    let receiver = start(listener_2, 2, &membership, Some(received.clone()));
     Pair { sender, receiver, sent, received, cable, membership }
 }
 
@@ -118,13 +114,38 @@ async fn large_chunks_arrive_too() {
 /// A receiver whose disk is slow is not taken for dead: it says that it is alive.
 #[tokio::test]
 async fn a_receiver_may_take_its_time() {
-    let idle = Duration::from_millis(100);
-    let mut pair = pair_with(Times { idle, alive: idle / 4, ..TIMES }).await;
+    let mut pair = pair().await;
     let content = &content()[..3 * CHUNK_BYTES];
     let offer = snapshot(9, &pair.membership, content);
     pair.sent.add(&offer, content);
-    pair.received.set_pause(3 * idle);
+    let hold = pair.received.hold();
     pair.send(offer.meta.last, 1);
+    let all_are_read = async {
+        while pair.sent.chunks_read().len() < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, all_are_read).await.unwrap();
+    // The clock of both stands still but for the steps of this test, so neither waits for the
+    // other for longer than the test says, however busy the machine is.
+    tokio::time::pause();
+    for _ in 0..2 * TIMES.idle.as_secs() / TIMES.alive.as_secs() {
+        let before = pair.cable.answered_bytes();
+        // A little more, for timers count in milliseconds.
+        tokio::time::advance(TIMES.alive + Duration::from_millis(10)).await;
+        let began = Instant::now();
+        while pair.cable.answered_bytes() == before {
+            assert!(began.elapsed() < PATIENCE, "the receiver does not say that it is alive");
+            tokio::task::yield_now().await;
+        }
+        // The word has left the cable. Each of these looks for what has arrived, so that the
+        // sender hears it in this step, or in one of the five after it.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+    tokio::time::resume();
+    drop(hold);
     assert_eq!(pair.sent().await, (Session(1), Some(offer.meta.last)));
     assert_eq!(pair.sent.chunks_read(), [0, 1, 2], "it did not break on the way");
 }
@@ -187,6 +208,34 @@ async fn wait_for_puts(pair: &Pair, count: u64) {
         }
     };
     timeout(PATIENCE, poll).await.unwrap();
+}
+
+/// What the receiver has not written waits, and nothing does when the transfer has ended.
+#[tokio::test]
+async fn the_rest_of_a_snapshot_is_told_while_it_is_on_its_way() {
+    let mut pair = pair().await;
+    let offer = pair.offer(9);
+    pair.received.set_room(Some(7));
+    pair.send(offer.meta.last, 1);
+    let left = Backlog { count: CHUNKS as u64 - 7, bytes: (CHUNK_BYTES * (CHUNKS - 7)) as u64 };
+    let told = async {
+        while backlog_of_2(&pair.sender).snapshot != left {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, told).await.unwrap();
+    pair.received.set_room(None);
+    pair.assert_arrives(&offer, 1).await;
+    assert_eq!(backlog_of_2(&pair.sender).snapshot, Backlog::default());
+
+    // Nor does one that is given up.
+    pair.received.set_room(Some(3));
+    let offer = pair.offer(10);
+    pair.send(offer.meta.last, 2);
+    wait_for_puts(&pair, CHUNKS as u64 + 3).await;
+    pair.sender.links.cancel_snapshot(NodeId(2), Session(2));
+    assert_eq!(pair.sent().await, (Session(2), None));
+    assert_eq!(backlog_of_2(&pair.sender).snapshot, Backlog::default());
 }
 
 #[tokio::test]
