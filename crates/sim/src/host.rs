@@ -263,6 +263,9 @@ impl World {
             Arrivals::Twice(first, second) => (Fate::Twice, [Some(first), Some(second)]),
         };
         self.note(Note::Sent { message, fate });
+        if times == [None, None] {
+            self.maybe_give_back(id, envelope);
+        }
         for at in times.into_iter().flatten() {
             self.schedule(
                 at,
@@ -271,6 +274,20 @@ impl World {
             );
         }
         Ok(())
+    }
+
+    /// A transport without a connection knows that it has not sent a message, and may say so.
+    fn maybe_give_back(&mut self, id: NodeId, envelope: &Envelope) {
+        if self.setup.given_back == 0 {
+            return;
+        }
+        let count = self.count(id);
+        if self.dice.chance(self.setup.given_back, Stream::Unreachable, id.get(), count) {
+            let delay = self.small_delay(id, Stream::Unreachable);
+            let (life, event) = (self.life(id), Event::NotSent(envelope.clone()));
+            self.given_back += 1;
+            self.schedule(self.now + delay, id, Happening::Event { life, event });
+        }
     }
 
     fn answer(&mut self, id: NodeId, number: u64, answer: Answer) -> Checked {

@@ -194,6 +194,7 @@ const FIELDS: &[Field] = &[
         |s| micros(s.setup.request_timeout),
         |s, value| s.setup.request_timeout = Duration::from_micros(value),
     ),
+    field!("given-back", setup.given_back),
     field!("stores", setup.has_stores),
     field!("snapshot-bytes", setup.snapshot_bytes),
     field!("chunk-bytes", setup.chunk_bytes),

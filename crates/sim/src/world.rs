@@ -72,6 +72,8 @@ pub struct Setup {
     pub chunk_bytes: u64,
     /// How many pieces of snapshots in a million are damaged on the way.
     pub chunk_damage: u64,
+    /// Of how many lost messages in a million the sender hears that they were not sent.
+    pub given_back: u64,
     /// Whether the nodes differ in how much they want to lead.
     pub has_priorities: bool,
     /// Whether transports tell of the data directories that they meet.
@@ -108,6 +110,7 @@ impl Setup {
             snapshot_time: (Duration::from_micros(100), Duration::from_millis(100)),
             chunk_bytes: 16 * 1024,
             chunk_damage: 0,
+            given_back: 0,
             has_priorities: false,
             has_stores: false,
             config: Config::new(NodeId(1), 0),
@@ -146,6 +149,7 @@ pub struct World {
     pub(crate) leases: u64,
     pub(crate) full_disks: u64,
     pub(crate) snapshots: SnapshotCounts,
+    pub(crate) given_back: u64,
     pub(crate) store_flushes: u64,
     pub(crate) store_audits: u64,
     pub(crate) damaged_stores: u64,
@@ -222,6 +226,7 @@ impl World {
             leases: 0,
             full_disks: 0,
             snapshots: SnapshotCounts::default(),
+            given_back: 0,
             store_flushes: 0,
             store_audits: 0,
             damaged_stores: 0,

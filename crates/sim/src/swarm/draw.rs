@@ -160,13 +160,15 @@ fn draw_setup(seed: u64, shape: &mut Draws) -> Setup {
     setup.log.segment_bytes = 5_120 * shape.log_uniform(1..=12);
     setup.log.spares = usize::try_from(shape.below(3)).unwrap_or_default();
     draw_config(&mut setup, shape);
-    draw_store(&mut setup);
+    draw_more(&mut setup);
     setup
 }
 
-/// Every third world is one of whole servers.
-fn draw_store(setup: &mut Setup) {
+/// What was added later is drawn apart, so that the rest of each world stays what it was. Every
+/// third one is of whole servers.
+fn draw_more(setup: &mut Setup) {
     let mut shape = Draws::new(Dice::new(setup.seed), Stream::Shape, 1);
+    setup.given_back = if shape.percent(50) { shape.log_uniform(10_000..=1_000_000) } else { 0 };
     if !shape.percent(35) {
         return;
     }

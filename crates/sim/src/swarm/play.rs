@@ -378,6 +378,7 @@ impl Play {
         seen.snapshots_resumed += world.snapshots.resumed;
         seen.chunks_damaged += world.snapshots.damaged;
         seen.snapshots_installed += world.snapshots.installed;
+        seen.given_back += world.given_back;
         seen.store_flushes += world.store_flushes;
         seen.store_audits += world.store_audits;
         seen.damaged_stores += world.damaged_stores;

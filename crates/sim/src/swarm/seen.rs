@@ -60,6 +60,7 @@ seen! {
     snapshots_resumed "snapshot transfers resumed",
     chunks_damaged "damaged pieces of snapshots",
     snapshots_installed "snapshots installed",
+    given_back "messages that were not sent",
     store_flushes "stores written out",
     store_audits "stores read back",
     damaged_stores "damaged stores",
