@@ -136,7 +136,7 @@ impl Clock {
 }
 
 fn narrow(value: u128) -> u64 {
-    u64::try_from(value).unwrap_or(u64::MAX / 4)
+    u64::try_from(value).unwrap_or(u64::MAX).min(u64::MAX / 4)
 }
 
 /// Something that happens to a node at a moment of the world.
