@@ -133,7 +133,11 @@ impl Shared {
         let made = self.files.disk.create(&temporary);
         let Some(file) = full(made, "checkpoint")? else { return Ok(None) };
         let header = encode_header(self.files.epoch, &mark, &position);
-        let Some(()) = full(file.write_at(0, &header), "checkpoint")? else { return Ok(None) };
+        if full(file.write_at(0, &header), "checkpoint")?.is_none() {
+            // In the way of others. If it cannot be removed either, the next start does it.
+            drop(self.files.remove(&temporary));
+            return Ok(None);
+        }
         Ok(Some(Run {
             path,
             file,

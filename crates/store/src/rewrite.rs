@@ -43,6 +43,9 @@ const GRAVES_SHARE: u64 = 4;
 /// How many segments become one, at most.
 const RUN_MAX: usize = 8;
 
+/// How long they are together, at most: a copy is not longer, and a place in it has 32 bits.
+const RUN_BYTES: u64 = 3 << 30;
+
 /// What a step reads.
 const STEP_BYTES: u64 = 512 << 10;
 
@@ -184,11 +187,14 @@ fn choose(complete: &[(u32, Held)], segment_bytes: u64) -> Option<Range<usize>> 
         (1..complete.len()).find(|&at| is_small(&complete[at - 1].1) && is_small(&complete[at].1))
     })?;
     let mut run = start..start + 1;
-    let mut kept = complete[start].1.kept_bytes();
+    let (mut kept, mut bytes) = (complete[start].1.kept_bytes(), complete[start].1.end);
     let mut joins = |held: &Held| {
-        let fits = kept + held.kept_bytes() <= segment_bytes;
+        let (and_kept, and_bytes) = (kept + held.kept_bytes(), bytes + held.end);
+        let fits = and_kept <= segment_bytes && and_bytes <= RUN_BYTES;
         let joins = fits && (is_worn(held) || is_small(held));
-        kept += if joins { held.kept_bytes() } else { 0 };
+        if joins {
+            (kept, bytes) = (and_kept, and_bytes);
+        }
         joins
     };
     while run.len() < RUN_MAX && complete.get(run.end).is_some_and(|(_, held)| joins(held)) {

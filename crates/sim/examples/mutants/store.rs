@@ -293,24 +293,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         )],
     },
     Mutant {
-        name: "copy a segment that is still written to",
-        file: "crates/store/src/rewrite.rs",
-        patches: &[("held.header.last_seq < active_seq", "held.header.last_seq <= active_seq")],
-    },
-    Mutant {
         name: "copy what is damaged without a look",
         file: "crates/store/src/segment.rs",
         patches: &[(
             "        if !header.covers(frame, salt) {",
             "        if !header.covers(frame, salt) && header.seq == 0 {",
-        )],
-    },
-    Mutant {
-        name: "write a checkpoint while records move",
-        file: "crates/store/src/checkpoint.rs",
-        patches: &[(
-            "if since < self.options.checkpoint_bytes || self.compaction.lock().is_rewriting() {",
-            "if since < self.options.checkpoint_bytes {",
         )],
     },
     Mutant {

@@ -29,6 +29,8 @@ struct Watch {
     locked: AtomicUsize,
     /// Whether zeros are all that is found any more.
     is_lost: AtomicBool,
+    /// Whether the next read under the lock is to find that compaction waits for it.
+    is_overtaken: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,9 @@ impl DiskFile for WatchedFile {
                 self.watch.locked.fetch_add(1, Ordering::Relaxed);
             }
         }
+        if self.watch.is_overtaken.swap(false, Ordering::Relaxed) {
+            overtake(&self.watch);
+        }
         if self.watch.is_lost.load(Ordering::Relaxed) {
             buf.fill(0);
             return Ok(());
@@ -106,6 +111,20 @@ impl DiskFile for WatchedFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
+    }
+}
+
+/// Compacts at the current revision, as soon as the lock is free, and before anybody else.
+fn overtake(watch: &Watch) {
+    let shared = watch.shared.get().and_then(Weak::upgrade).unwrap();
+    let compacted = Arc::clone(&shared);
+    let compact = move || {
+        let mut state = compacted.state.write();
+        state.position.compact_revision = state.position.revision;
+    };
+    drop(std::thread::Builder::new().spawn(compact).unwrap());
+    while shared.state.try_read().is_some() {
+        std::thread::yield_now(); // nobody waits yet
     }
 }
 
@@ -145,6 +164,33 @@ fn no_lock_is_held_while_values_are_fetched() {
     assert_eq!(probe.store.txn_read(&txn).unwrap().responses.len(), 1);
     assert_eq!(probe.watch.reads.load(Ordering::Relaxed), 2);
     assert_eq!(probe.watch.locked.load(Ordering::Relaxed), 0);
+}
+
+/// A range in steps lets compaction pass. If that takes the revision away, it does not go on
+/// with what is left.
+#[test]
+fn a_read_in_steps_that_compaction_overtakes_is_refused() {
+    let probe = cold_store();
+    for index in 2..4 {
+        let put =
+            |key: usize| PutRequest { key: format!("k{key:03}").into(), ..PutRequest::default() };
+        let success = (0..STEP_KEYS + 50).map(|key| RequestOp::Put(put(key))).collect();
+        let txn = TxnRequest { success, ..TxnRequest::default() };
+        probe.store.apply(&[(index, 1, Request::Txn(txn))], (index, 1)).unwrap();
+    }
+    probe.store.flush().unwrap();
+    // Older versions are read under the lock when they are filtered.
+    let request = RangeRequest {
+        key: "k0".into(),
+        range_end: "l".into(),
+        revision: 3,
+        min_create_revision: 1,
+        ..RangeRequest::default()
+    };
+    assert_eq!(probe.store.range(&request).unwrap().count, 306);
+    probe.watch.is_overtaken.store(true, Ordering::Relaxed);
+    let refused = probe.store.range(&request);
+    assert!(matches!(refused, Err(StoreError::Compacted)), "{refused:?}");
 }
 
 /// Pitfall D9: a command that the disk stops halfway is not applied, and what it has done

@@ -344,3 +344,18 @@ fn a_lost_segment_is_missed_if_only_a_checkpoint_knows_of_it() {
     let opened = open(&disk).map(|store| store.applied());
     assert!(matches!(&opened, Err(OpenError::Damaged { path, .. }) if path == last), "{opened:?}");
 }
+
+/// From the moment on in which a segment is begun, the one before is known to be complete.
+#[test]
+fn a_segment_that_is_begun_says_how_far_the_one_before_goes() {
+    let disk = SimDisk::new();
+    let store = open(&disk).unwrap();
+    for _ in 0..12 {
+        apply_put(&store, "a", &"v".repeat(200));
+        store.flush().unwrap();
+        let segments = files(&disk, "seg");
+        let complete = segments.len() - 1;
+        let end = complete.checked_sub(1).map_or(0, |at| disk.content(&segments[at]).len());
+        assert_eq!(durable_mark(&disk), (complete as u64, end));
+    }
+}

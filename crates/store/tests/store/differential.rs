@@ -84,7 +84,10 @@ impl World {
                         self.store().compact_step().unwrap();
                     }
                 }
-                94..=95 => self.check_hash(),
+                94..=95 => {
+                    self.check_hash();
+                    self.check_history();
+                }
                 96 => self.close_and_open(),
                 97 => self.restore_elsewhere(),
                 _ => self.crash_and_open(),

@@ -2,7 +2,11 @@
 //! do. Either the store says that this was its end, or it goes on rightly; what it said to be
 //! durable is there after a crash, and what is there is the state after one of the commands.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use kontiki_sim::disk::{Fault, SimDisk};
 use kontiki_store::{
@@ -219,6 +223,9 @@ impl<'a> World<'a> {
 
     fn upkeep(&self) -> Result<(), Fatal> {
         while self.store().compact_step()? {}
+        let is_left = |path: &PathBuf| !path.ends_with("STATE.tmp"); // which is tried again
+        let left: Vec<_> = files(&self.disk, "tmp").into_iter().filter(is_left).collect();
+        assert!(left.is_empty(), "{left:?}");
         Ok(())
     }
 

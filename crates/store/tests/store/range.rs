@@ -1,9 +1,12 @@
 //! Ranges, as etcd 3.5.1 answers them.
 
+use std::{path::Path, sync::Arc};
+
 use kontiki_store::{RangeRequest, SortOrder, SortTarget, Store, StoreOptions};
 
 use crate::support::{
-    apply_compact, apply_delete, apply_put, delete, keys, quiet, range, read, read_refusal, store,
+    apply_compact, apply_delete, apply_put, delete, disk::MemoryDisk, keys, quiet, range, read,
+    read_refusal, store,
 };
 
 /// Keys a to d, put in the order d, c, b, a, then b again: revisions 2 to 6.
@@ -173,4 +176,23 @@ fn a_large_range_is_read_in_steps_at_one_revision() {
     let limited = RangeRequest { limit: 3, ..range("k", "l") };
     assert_eq!(read(&store, &limited).count, 2500);
     assert_eq!(keys(&read(&store, &limited)), ["k00000", "k00001", "k00002"]);
+}
+
+/// What a read had to fetch goes back into memory a little later. By then it may be old.
+#[test]
+fn a_value_that_was_fetched_is_not_shown_for_a_later_one() {
+    let disk = MemoryDisk::default();
+    let open = || {
+        let options = StoreOptions { value_cache_bytes: 1000, ..quiet() };
+        Store::open_on(Arc::new(disk.clone()), Path::new("/kv"), options).unwrap()
+    };
+    let store = open();
+    apply_put(&store, "k", "first");
+    store.close().unwrap();
+    let store = open(); // with nothing in memory
+    assert_eq!(read(&store, &range("k", "")).kvs[0].value, "first");
+    let later = "x".repeat(500); // too long for the memory there is
+    apply_put(&store, "k", &later);
+    store.flush().unwrap();
+    assert_eq!(read(&store, &range("k", "")).kvs[0].value, later);
 }

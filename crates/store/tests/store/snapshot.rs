@@ -13,7 +13,7 @@ use std::{
 use kontiki_store::{Request, RestoreError, Store, StoreOptions};
 
 use crate::support::{
-    self, apply_compact, apply_put, compact_fully, delete, disk::MemoryDisk, generate,
+    self, Ends, apply_compact, apply_put, compact_fully, delete, disk::MemoryDisk, generate,
     model::Model, put, quiet, range, read, rng::Rng,
 };
 
@@ -85,6 +85,7 @@ fn snapshots_are_written_beside_writes() {
     let store = Store::open(dir.path(), options).unwrap();
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _ends = Ends(&is_over);
         scope.spawn(|| {
             for n in 1.. {
                 apply_put(&store, &format!("key-{}", n % 97), &format!("value-{n}"));
@@ -107,7 +108,6 @@ fn snapshots_are_written_beside_writes() {
             let newest = all.kvs.iter().map(|kv| kv.mod_revision).max();
             assert!(newest.is_none() || newest == Some(snapshot.revision()));
         }
-        is_over.store(true, Ordering::Relaxed);
     });
 }
 
@@ -236,6 +236,7 @@ fn reads_run_through_a_restore() {
     store.flush().unwrap();
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _ends = Ends(&is_over);
         for _ in 0..2 {
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
@@ -250,7 +251,6 @@ fn reads_run_through_a_restore() {
         for _ in 0..5 {
             store.restore(at, &mut &bytes[..]).unwrap();
         }
-        is_over.store(true, Ordering::Relaxed);
     });
     // And it is written to as before.
     apply_put(&store, "after", "all");

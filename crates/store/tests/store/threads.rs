@@ -10,7 +10,7 @@ use kontiki_store::{
     StoreError, StoreOptions, TxnRequest,
 };
 
-use crate::support::{PATIENCE, bytes, delete, put, range, read};
+use crate::support::{Ends, PATIENCE, bytes, delete, put, range, read};
 
 /// A little of everything is in memory, so that reads meet disk, pending and index.
 fn busy() -> StoreOptions {
@@ -40,6 +40,7 @@ fn reads_see_whole_transactions_while_everything_moves() {
     let store = Store::open(dir.path(), busy()).unwrap();
     let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _ends = Ends(&is_done);
         for reader in 0..3 {
             let (store, is_done) = (&store, &is_done);
             scope.spawn(move || {
@@ -64,7 +65,6 @@ fn reads_see_whole_transactions_while_everything_moves() {
                 assert!(response.is_ok(), "{response:?}");
             }
         }
-        is_done.store(true, Ordering::Relaxed);
     });
     let (applied, hash) = (store.applied(), store.hash_kv(0).unwrap());
     store.close().unwrap();
@@ -121,6 +121,7 @@ fn a_read_that_compaction_overtakes_starts_again_or_is_refused() {
         store.apply(&[(index, 1, request)], (index, 1)).unwrap().remove(0).unwrap()
     };
     std::thread::scope(|scope| {
+        let _ends = Ends(&is_done);
         scope.spawn(|| {
             while !is_done.load(Ordering::Relaxed) {
                 let revision = readable.load(Ordering::Relaxed);
@@ -139,7 +140,6 @@ fn a_read_that_compaction_overtakes_starts_again_or_is_refused() {
             apply(Request::Compact(CompactRequest { revision, physical: false }));
             assert!(store.wait_compacted(revision, PATIENCE));
         }
-        is_done.store(true, Ordering::Relaxed);
     });
 }
 
@@ -151,11 +151,11 @@ fn the_hash_at_a_revision_does_not_depend_on_the_moment() {
     let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            let _ends = Ends(&is_done);
             for index in 1..20_000 {
                 let put = put(&format!("k{}", index % 300), &"v".repeat(200));
                 store.apply(&[(index, 1, Request::Put(put))], (index, 1)).unwrap();
             }
-            is_done.store(true, Ordering::Relaxed);
         });
         while !is_done.load(Ordering::Relaxed) {
             let first = store.hash_kv(0).unwrap();

@@ -2,13 +2,16 @@
 //! was deleted: the deletion may lie in a segment that is worn, and the put in one that is not.
 //! Whoever reads the segments then, after a crash or as a snapshot, must not find the put alone.
 
+use std::{ops::ControlFlow, path::Path};
+
 use kontiki_sim::disk::SimDisk;
-use kontiki_store::{RangeRequest, Request, Store};
+use kontiki_store::{RangeRequest, Request, RequestOp, Store};
 
 use crate::support::{
-    apply_batch, apply_compact, compact_fully, delete, keys, put, quiet, range, read,
+    apply_batch, apply_compact, apply_txn, compact_fully, delete, keys, put, quiet, range, read,
     small::{files, open},
     truth::{Truth, copy},
+    txn,
 };
 
 fn some(letter: &str, from: usize, to: usize) -> Vec<String> {
@@ -38,8 +41,12 @@ fn compacted(disk: &SimDisk) -> Store {
     store
 }
 
+fn is_copy(path: &Path) -> bool {
+    !path.display().to_string().ends_with("-00000000.seg")
+}
+
 fn is_copied(disk: &SimDisk) -> bool {
-    files(disk, "seg").iter().any(|path| !path.display().to_string().ends_with("-00000000.seg"))
+    files(disk, "seg").iter().any(|path| is_copy(path))
 }
 
 #[test]
@@ -83,6 +90,49 @@ fn what_was_deleted_stays_so_beside_an_older_checkpoint() {
     drop(store);
     assert!(is_copied(&disk) && files(&disk, "ck").len() == 1, "{:?}", disk.files());
     assert!(Truth::of(&open(&disk).unwrap()).unwrap() == truth);
+}
+
+/// Of the segments before that of the deletion one is clean, and another is not.
+#[test]
+fn a_deletion_is_kept_as_long_as_any_older_segment_may_need_it() {
+    let disk = SimDisk::new();
+    let store = open(&disk).unwrap();
+    apply_batch(&store, &fill, &some("a", 0, 10));
+    apply_batch(&store, &fill, &some("b", 0, 5));
+    apply_batch(&store, &fill, &some("c", 0, 5));
+    apply_batch(&store, &delete_one, &some("a", 0, 2));
+    apply_batch(&store, &fill, &some("d", 0, 5));
+    apply_batch(&store, &delete_one, &[some("b", 0, 5), some("d", 0, 4)].concat());
+    apply_compact(&store, store.revision()).unwrap();
+    compact_fully(&store);
+    let truth = Truth::of(&store).unwrap();
+    drop(store);
+    let copies = files(&disk, "seg").iter().filter(|path| is_copy(path)).count();
+    assert_eq!(copies, 2, "that of b and that of the deletions: {:?}", disk.files());
+    assert!(Truth::of(&open(&disk).unwrap()).unwrap() == truth);
+}
+
+/// A put and the deletion of the same key may share a revision. Of that revision watchers are
+/// told what is left of it.
+#[test]
+fn of_the_compact_revision_watchers_are_told_what_is_kept() {
+    let store = crate::support::store();
+    let ops = vec![RequestOp::Put(put("k", "v")), RequestOp::DeleteRange(delete("a", "z"))];
+    apply_txn(&store, &txn(ops)).unwrap();
+    let versions = |revision| {
+        let mut versions = Vec::new();
+        let scanned = store.scan_events(revision, &mut |event| {
+            versions.push(event.version);
+            ControlFlow::Continue(())
+        });
+        scanned.unwrap();
+        versions
+    };
+    assert_eq!(versions(2), [1, 0]);
+    apply_compact(&store, 2).unwrap();
+    assert_eq!(versions(2), [0]);
+    compact_fully(&store);
+    assert_eq!(versions(2), [0]);
 }
 
 /// Deletions are not kept for ever: when they take much of the space, what they were kept for

@@ -8,7 +8,10 @@ pub(crate) mod rng;
 pub(crate) mod small;
 pub(crate) mod truth;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use kontiki_store::{
     Bytes, CompactRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest, RangeRequest,
@@ -54,6 +57,16 @@ pub(crate) fn apply_batch(store: &Store, command: &dyn Fn(&str) -> Request, keys
 pub(crate) fn compact_fully(store: &Store) {
     store.flush().unwrap(); // what allows it has to be durable
     while store.compact_step().unwrap() {}
+}
+
+/// Tells other threads that a test is over when it goes out of scope: when a test fails, too,
+/// which would wait for them for ever otherwise.
+pub(crate) struct Ends<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Long enough for anything that ends.
