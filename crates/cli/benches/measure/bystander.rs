@@ -31,7 +31,7 @@ impl Bystander {
     pub(crate) fn start(dir: &Path) -> Self {
         let file = File::create(dir.join("bystander")).unwrap();
         file.write_all_at(&vec![0; FILE_BYTES], 0).unwrap();
-        file.sync_all().unwrap();
+        file.sync_data().unwrap();
         let (done, is_stopping) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let shared = (Arc::clone(&done), Arc::clone(&is_stopping));
         let thread = std::thread::spawn(move || write(&file, &shared.0, &shared.1));
