@@ -212,7 +212,9 @@ fn only_the_disk_crate_touches_files() {
                     assert!(!line.contains(word), "{place} uses {word}, not the disk");
                 }
             }
-            let is_test = file.path.contains("/tests/") || file.path.contains("/examples/");
+            // A benchmark measures the disk itself; it keeps nothing of anybody's.
+            let is_below = |dir: &&str| file.path.contains(*dir);
+            let is_test = ["/tests/", "/examples/", "/benches/"].iter().any(is_below);
             if !is_test && !syncs.iter().any(|dir| file.path.starts_with(dir)) {
                 for call in [".sync_data(", ".sync_all(", "fdatasync(", "fsync("] {
                     assert!(!line.contains(call), "{place} calls {call}");
