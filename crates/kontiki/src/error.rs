@@ -76,7 +76,7 @@ pub enum Fault {
     #[error(
         "{peer} knows this node by another data directory (store {known:016x}, here {ours:016x}): \
          its data was wiped or replaced, so it may have forgotten what it promised; start it \
-         with its own data directory (members cannot be replaced yet)",
+         with its own data directory, or replace this member by a new one",
         known = known.get(),
         ours = ours.get()
     )]

@@ -11,6 +11,7 @@
 #![expect(clippy::unwrap_used, reason = "a measurement ends where it is surprised")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
+#[path = "../../tests/e2e/bystander.rs"]
 mod bystander;
 #[path = "../../tests/e2e/members.rs"]
 mod members;

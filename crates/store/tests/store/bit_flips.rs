@@ -273,6 +273,15 @@ fn a_cut_is_missed_even_where_no_key_lies() {
     }
 }
 
+/// A store opens with this segment, where it was `applied`, and not without it.
+fn assert_missed(disk: &SimDisk, segment: &Path, applied: (u64, u64)) {
+    assert_eq!(open(&disk.fork()).unwrap().applied(), applied);
+    disk.lose(segment);
+    let opened = open(disk).map(|store| store.applied());
+    let is_told = matches!(&opened, Err(OpenError::Damaged { path, .. }) if path == segment);
+    assert!(is_told, "{opened:?}");
+}
+
 /// Only segments that others follow are copied. So a copy that nothing follows tells of a lost
 /// file, be it that `STATE` was written before that was begun.
 #[test]
@@ -290,10 +299,7 @@ fn a_copy_that_nothing_follows_tells_of_a_lost_segment() {
     let segments = files(&disk, "seg");
     let [copy, last] = &segments[..] else { panic!("{segments:?}") };
     assert!(copy.display().to_string().ends_with("-00000001.seg"), "{copy:?}");
-    assert_eq!(open(&disk.fork()).unwrap().applied(), (8, 1));
-    disk.lose(last);
-    let opened = open(&disk).map(|store| store.applied());
-    assert!(matches!(&opened, Err(OpenError::Damaged { path, .. }) if path == last), "{opened:?}");
+    assert_missed(&disk, last, (8, 1));
 }
 
 /// Of two frames that are broken the later may have said that the earlier was durable.
@@ -339,10 +345,7 @@ fn a_lost_segment_is_missed_if_only_a_checkpoint_knows_of_it() {
     disk.overwrite(&state, 0, &before);
     let [_, last] = &files(&disk, "seg")[..] else { panic!("{:?}", disk.files()) };
     assert!(durable_mark(&disk).0 == 1 && files(&disk, "ck").len() == 1);
-    assert_eq!(open(&disk.fork()).unwrap().applied(), (2, 1));
-    disk.lose(last);
-    let opened = open(&disk).map(|store| store.applied());
-    assert!(matches!(&opened, Err(OpenError::Damaged { path, .. }) if path == last), "{opened:?}");
+    assert_missed(&disk, last, (2, 1));
 }
 
 /// From the moment on in which a segment is begun, the one before is known to be complete.

@@ -23,6 +23,14 @@ fn upkeep(store: Store) -> Result<(), Fatal> {
     store.close()
 }
 
+/// What comes of a store that is not damaged.
+fn truth_after_upkeep(small: &Small) -> Truth {
+    let disk = small.disk.fork();
+    upkeep(open(&disk).unwrap()).unwrap();
+    disk.kill();
+    Truth::of(&open(&disk).unwrap()).unwrap()
+}
+
 /// Goes on with the damaged store, and opens what comes of it. Damage may be found at every
 /// step, and always where it is; it is neither copied nor forgotten.
 fn upkeep_of(store: Store, disk: &SimDisk, path: &Path, expected: &Truth) {
@@ -50,10 +58,7 @@ fn upkeep_of(store: Store, disk: &SimDisk, path: &Path, expected: &Truth) {
 #[test]
 fn a_byte_that_rots_under_an_open_store_is_neither_served_nor_copied() {
     let small = Small::new(End::KilledLater);
-    let after = small.disk.fork();
-    upkeep(open(&after).unwrap()).unwrap();
-    after.kill();
-    let after = Truth::of(&open(&after).unwrap()).unwrap();
+    let after = truth_after_upkeep(&small);
     let (mut found, mut harmless) = (0, 0);
     for path in small.disk.files() {
         let is_read = path.extension().is_some_and(|extension| extension == "seg");
@@ -86,10 +91,7 @@ fn a_byte_that_rots_under_an_open_store_is_neither_served_nor_copied() {
 #[test]
 fn what_cannot_be_read_is_refused_or_found_and_never_left_out() {
     let small = Small::new(End::KilledLater);
-    let after = small.disk.fork();
-    upkeep(open(&after).unwrap()).unwrap();
-    after.kill();
-    let after = Truth::of(&open(&after).unwrap()).unwrap();
+    let after = truth_after_upkeep(&small);
     let (mut found, mut refused) = (0, 0);
     for path in small.disk.files() {
         let len = small.disk.content(&path).len() as u64;
