@@ -78,10 +78,14 @@ impl Shared {
             return Ok(false); // which relies on places
         }
         // Nothing is removed before the revision that allows it is on disk, or a crash would
-        // bring back a store that promises history it has lost (etcd #17780).
+        // bring back a store that promises history it has lost (etcd #17780). And `STATE` has to
+        // say so, or damage at the end would be taken for torn, and do the same.
         let (due, mark) = {
-            let flushed = self.flushed.lock();
-            (flushed.position.compact_revision, flushed.mark)
+            let mut flushed = self.flushed.lock();
+            if flushed.told_compact_revision < flushed.position.compact_revision {
+                self.tell(&mut flushed).map_err(|fatal| self.fail(fatal))?;
+            }
+            (flushed.told_compact_revision, flushed.mark)
         };
         let mut compaction = self.compaction.lock();
         let Compaction { walked, done, walk, rewrite, is_stalled } = &mut *compaction;
@@ -99,7 +103,7 @@ impl Shared {
             }
             return Ok(true);
         }
-        if rewrite.is_none() && !*is_stalled {
+        if rewrite.is_none() && !*is_stalled && *walked <= due {
             let planned = self.plan_rewrite(mark.segment_seq, *walked);
             *rewrite = planned.map_err(|fatal| self.fail(fatal))?;
         }

@@ -428,9 +428,14 @@ impl Read {
             durable_frame: frame_seq,
             answer_bytes_max: crate::measure::ANSWER_BYTES_MAX,
         };
-        let told = DurableMark::default();
-        let flushed =
-            Flushed { position, mark, told, since_checkpoint: scanned_bytes, is_replaced: false };
+        let flushed = Flushed {
+            position,
+            mark,
+            told: DurableMark::default(),
+            told_compact_revision: Position::default().compact_revision,
+            since_checkpoint: scanned_bytes,
+            is_replaced: false,
+        };
         Some((state, flushed))
     }
 }

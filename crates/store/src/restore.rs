@@ -414,8 +414,14 @@ impl Builder {
             durable_frame: mark.frame_seq,
             answer_bytes_max: crate::measure::ANSWER_BYTES_MAX,
         };
-        let flushed =
-            Flushed { position, mark, told: mark, since_checkpoint: 0, is_replaced: false };
+        let flushed = Flushed {
+            position,
+            mark,
+            told: mark,
+            told_compact_revision: compact_revision,
+            since_checkpoint: 0,
+            is_replaced: false,
+        };
         Ok(Opened { files: self.files, state, flushed, walked: compact_revision, options })
     }
 }

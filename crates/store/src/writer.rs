@@ -38,6 +38,8 @@ pub(crate) struct Flushed {
     pub(crate) mark: DurableMark,
     /// What of that is in `STATE`.
     pub(crate) told: DurableMark,
+    /// The compact revision that `told` stands for.
+    pub(crate) told_compact_revision: i64,
     /// Bytes written since the last checkpoint of the index.
     pub(crate) since_checkpoint: u64,
     /// Another epoch counts: `STATE` is not ours any more.
@@ -208,11 +210,14 @@ impl Shared {
         Ok(Written::Durable)
     }
 
-    /// Writes down how far everything is durable. A hint, so a full disk is no matter.
+    /// Writes down how far everything is durable. A full disk is no error: then it is not told.
     pub(crate) fn tell(&self, flushed: &mut Flushed) -> Result<(), Fatal> {
         let is_due = !flushed.is_replaced && flushed.told != flushed.mark;
         if is_due && self.files.write_state(flushed.mark)? {
             flushed.told = flushed.mark;
+        }
+        if flushed.told == flushed.mark {
+            flushed.told_compact_revision = flushed.position.compact_revision;
         }
         Ok(())
     }

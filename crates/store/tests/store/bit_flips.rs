@@ -273,6 +273,31 @@ fn a_cut_is_missed_even_where_no_key_lies() {
     }
 }
 
+/// What a compaction has removed is gone, so the frame that says that it was compacted is not
+/// taken for torn: the state before it would promise history that nobody has (etcd #17780).
+#[test]
+fn a_compaction_that_was_carried_out_is_not_cut_off_with_a_damaged_end() {
+    let disk = SimDisk::new();
+    let store = open(&disk).unwrap();
+    for n in 0..9 {
+        apply_put(&store, ["a", "b"][n % 2], &"v".repeat(200));
+        store.flush().unwrap();
+    }
+    apply_compact(&store, store.revision()).unwrap();
+    compact_fully(&store);
+    drop(store);
+    disk.kill();
+    let is_copy = |path: &std::path::PathBuf| !path.to_string_lossy().ends_with("-00000000.seg");
+    assert!(files(&disk, "seg").iter().any(is_copy), "something was removed");
+    let segments = files(&disk, "seg");
+    let last = segments.last().unwrap();
+    let content = disk.content(last);
+    let frame = frames(&content).pop().unwrap();
+    disk.flip_bit(last, (frame.start * 8) as u64);
+    let opened = open(&disk).map(|store| store.applied());
+    assert!(matches!(&opened, Err(OpenError::Damaged { path, .. }) if path == last), "{opened:?}");
+}
+
 /// A store opens with this segment, where it was `applied`, and not without it.
 fn assert_missed(disk: &SimDisk, segment: &Path, applied: (u64, u64)) {
     assert_eq!(open(&disk.fork()).unwrap().applied(), applied);
