@@ -46,6 +46,8 @@ type Answer = Result<Vec<Seat>, String>;
 pub(super) struct Desk {
     listener: UnixListener,
     path: PathBuf,
+    /// Who has connected, and what has come of the order.
+    waiting: Option<(BufReader<UnixStream>, Vec<u8>)>,
 }
 
 impl Drop for Desk {
@@ -64,17 +66,28 @@ impl Desk {
             _ => {}
         }
         let listener = UnixListener::bind(&path)?;
-        Ok(Self { listener, path })
+        Ok(Self { listener, path, waiting: None })
     }
 
     /// The next order, and where its answer goes.
-    pub(super) async fn next(&self) -> io::Result<(Order, UnixStream)> {
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped nothing is lost: the next one goes on with what has come.
+    pub(super) async fn next(&mut self) -> io::Result<(Order, UnixStream)> {
         loop {
-            let (mut stream, _) = self.listener.accept().await?;
-            let mut line = String::new();
-            BufReader::new(&mut stream).read_line(&mut line).await?;
-            if let Ok(order) = serde_json::from_str(&line) {
-                return Ok((order, stream));
+            let (stream, line) = match &mut self.waiting {
+                Some(waiting) => waiting,
+                None => {
+                    let (stream, _) = self.listener.accept().await?;
+                    self.waiting.insert((BufReader::new(stream), Vec::new()))
+                }
+            };
+            let read = stream.read_until(b'\n', line).await;
+            let Some((stream, line)) = self.waiting.take() else { continue };
+            read?;
+            if let Ok(order) = serde_json::from_slice(&line) {
+                return Ok((order, stream.into_inner()));
             }
         }
     }
@@ -123,10 +136,38 @@ pub(super) async fn ask(data_dir: &Path, order: &Order) -> Result<Vec<Seat>, Fai
     })?;
     let mut line = serde_json::to_string(order).map_err(Failure::new)?;
     line.push('\n');
-    stream.write_all(line.as_bytes()).await?;
+    // An error of this connection is none of the terminal, which may be closed without a word.
+    let lost = |error: io::Error| Failure::new(format!("`kontiki dev` has hung up: {error}"));
+    stream.write_all(line.as_bytes()).await.map_err(lost)?;
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).await?;
+    BufReader::new(stream).read_line(&mut answer).await.map_err(lost)?;
     let answer: Answer = serde_json::from_str(&answer)
         .map_err(|error| Failure::new(format!("`kontiki dev` has answered nonsense: {error}")))?;
     answer.map_err(Failure::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `dev` looks at its servers between two orders, whatever it is waiting for.
+    #[tokio::test]
+    async fn an_order_is_not_lost_when_something_else_comes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut desk = Desk::open(dir.path()).unwrap();
+        let mut client = UnixStream::connect(dir.path().join(SOCKET)).await.unwrap();
+        let line = serde_json::to_string(&Order::Kill("n2".to_owned())).unwrap() + "\n";
+        let (first, rest) = line.as_bytes().split_at(3);
+        client.write_all(first).await.unwrap();
+        while desk.waiting.as_ref().is_none_or(|(_, line)| line.len() < first.len()) {
+            tokio::select! {
+                biased;
+                next = desk.next() => panic!("half an order: {next:?}"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        client.write_all(rest).await.unwrap();
+        let (order, _) = desk.next().await.unwrap();
+        assert!(matches!(&order, Order::Kill(name) if name == "n2"), "{order:?}");
+    }
 }

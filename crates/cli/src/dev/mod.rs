@@ -101,7 +101,7 @@ async fn serve(args: DevArgs) -> Result<(), Failure> {
     let is_default = data_dir == Path::new(DATA_DIR);
     let mut cluster = Cluster::start(&data_dir, (args.nodes, args.base_port), args.cache_bytes)?;
     let mut screen = Screen::new((!is_default).then_some(&*data_dir));
-    let desk = match Desk::open(&data_dir) {
+    let mut desk = match Desk::open(&data_dir) {
         Ok(desk) => Some(desk),
         Err(error) => {
             screen.say(&format!("`kontiki dev add` and its like will not work: {error}"))?;
@@ -117,7 +117,7 @@ async fn serve(args: DevArgs) -> Result<(), Failure> {
                 let view = watcher.look(&mut cluster).await;
                 screen.show(&cluster, &view)?;
             }
-            ordered = next_order(desk.as_ref()) => {
+            ordered = next_order(desk.as_mut()) => {
                 let Ok((order, answer)) = ordered else { continue };
                 if let Some(said) = control::obey(&mut cluster, &order, answer).await {
                     watcher.follow(&cluster);
@@ -143,7 +143,7 @@ async fn serve(args: DevArgs) -> Result<(), Failure> {
 }
 
 /// The next order, if there can be any.
-async fn next_order(desk: Option<&Desk>) -> io::Result<(control::Order, UnixStream)> {
+async fn next_order(desk: Option<&mut Desk>) -> io::Result<(control::Order, UnixStream)> {
     match desk {
         Some(desk) => desk.next().await,
         None => std::future::pending().await,
