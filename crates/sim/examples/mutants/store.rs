@@ -225,9 +225,23 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "remove history before the promise is durable (etcd #17780)",
         file: "crates/store/src/compaction.rs",
         patches: &[(
-            "(flushed.position.compact_revision, flushed.mark)",
+            "(flushed.told_compact_revision, flushed.mark)",
             "(self.state.read().position.compact_revision, flushed.mark)",
         )],
+    },
+    Mutant {
+        name: "remove history before `STATE` says that it was compacted",
+        file: "crates/store/src/compaction.rs",
+        patches: &[
+            (
+                "if flushed.told_compact_revision < flushed.position.compact_revision {",
+                "if false {",
+            ),
+            (
+                "(flushed.told_compact_revision, flushed.mark)",
+                "(flushed.position.compact_revision, flushed.mark)",
+            ),
+        ],
     },
     Mutant {
         name: "forget a tombstone at the compact revision (etcd #18089)",
