@@ -198,7 +198,7 @@ async fn change_all(
         let change = ChangeSet { changes, expect: Some(status.membership_at) };
         match service.raft.change_membership(change).await {
             Ok(membership) => {
-                service.roster.follow(&membership);
+                service.roster.show(&membership);
                 return Ok(());
             }
             // Another change came in between: see what is left to do.

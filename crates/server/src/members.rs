@@ -72,6 +72,8 @@ struct People {
     own_alarms: Alarms,
     /// Sorted by node.
     members: Vec<Member>,
+    /// The newest membership that stands: it was committed, and everything before it applied.
+    applied: Option<Membership>,
     /// What members have said of themselves, by id. Not durable: a server that starts asks the
     /// others again.
     heard: BTreeMap<u64, Heard>,
@@ -119,6 +121,7 @@ impl Roster {
                 is_removed: false,
                 own_alarms: Alarms::default(),
                 members,
+                applied: None,
                 heard: BTreeMap::new(),
             }),
         }
@@ -186,10 +189,10 @@ impl Roster {
     pub(crate) fn set_node(&self, node: NodeId) {
         let mut people = self.people_mut();
         people.me.node = node;
-        people.is_removed = false;
         if let Some(me) = people.members.iter().find(|member| member.node == node) {
             people.me = me.clone();
         }
+        people.is_removed = people.applied.as_ref().is_some_and(|known| is_gone(known, node));
     }
 
     /// The members of `membership`, as clients see them.
@@ -197,8 +200,24 @@ impl Roster {
         membership.members.iter().filter_map(|member| self.known(member, record(member))).collect()
     }
 
-    /// The members are these from now on.
+    /// The members are these from now on, by a decision that stands.
     pub(crate) fn follow(&self, membership: &Membership) {
+        self.show(membership);
+        let mut people = self.people_mut();
+        people.is_removed = is_gone(membership, people.me.node);
+        people.applied = Some(membership.clone());
+    }
+
+    /// The members are these unless something else has been decided already: what stands in the
+    /// log may still be taken back.
+    pub(crate) fn expect(&self, membership: &Membership) {
+        if self.people().applied.is_none() {
+            self.show(membership);
+        }
+    }
+
+    /// Shows these members to clients. Who is removed is decided elsewhere.
+    pub(crate) fn show(&self, membership: &Membership) {
         let members = self.read(membership);
         let mut people = self.people_mut();
         if let Some(record) = membership.members.iter().find_map(record) {
@@ -206,10 +225,8 @@ impl Roster {
         }
         people.members = members;
         let node = people.me.node;
-        match people.members.iter().find(|member| member.node == node) {
-            Some(me) => people.me = me.clone(),
-            // Ids only grow: an older membership has not known this one yet.
-            None => people.is_removed |= node < membership.next_id && node != NodeId::default(),
+        if let Some(me) = people.members.iter().find(|member| member.node == node) {
+            people.me = me.clone();
         }
         let People { members, heard, .. } = &mut *people;
         heard.retain(|id, _| members.iter().any(|member| member.id == *id));
@@ -337,6 +354,14 @@ impl People {
             is_learner: member.is_learner,
         }
     }
+}
+
+/// Whether `node` was a member and counts for nothing any more. Whoever leaves still counts
+/// while the membership is joint, and must go on voting until the next one stands.
+fn is_gone(membership: &Membership, node: NodeId) -> bool {
+    // Ids only grow: an older membership has not known this one yet.
+    let was_known = node < membership.next_id && node != NodeId::default();
+    was_known && membership.member(node).is_none() && !membership.outgoing.contains(&node)
 }
 
 /// What the log says of a member, if anything.
@@ -477,6 +502,47 @@ mod tests {
         roster.follow(&later);
         assert!(roster.is_removed());
         assert_eq!(roster.me().name, "a", "it still knows who it was");
+        let restarted = Roster::new(&[member("z")], "t", "z", false);
+        restarted.follow(&later);
+        assert!(!restarted.is_removed(), "it does not know who it is");
+        restarted.set_node(NodeId(1));
+        assert!(restarted.is_removed());
+    }
+
+    /// Until the joint membership is left its quorum needs both halves: a server that stopped
+    /// when it read that it is to go could take the quorum with it.
+    #[test]
+    fn whoever_is_leaving_is_not_removed_yet() {
+        let (roster, membership) = founded();
+        roster.follow(&membership);
+        let mut joint = membership;
+        joint.outgoing = vec![NodeId(1), NodeId(2)];
+        joint.members[0].role = MemberRole::Leaving;
+        roster.follow(&joint);
+        assert!(!roster.is_removed());
+        assert_eq!(members(&roster).len(), 1, "clients see where it goes");
+        roster.set_node(NodeId(1));
+        assert!(!roster.is_removed(), "nor after a restart");
+        joint.outgoing.clear();
+        joint.members.remove(0);
+        roster.follow(&joint);
+        assert!(roster.is_removed());
+    }
+
+    /// What is only in the log may be cut from it.
+    #[test]
+    fn a_removal_that_is_not_committed_removes_nobody() {
+        let (roster, membership) = founded();
+        let mut later = membership.clone();
+        later.members.remove(0);
+        roster.expect(&later);
+        roster.set_node(NodeId(1));
+        assert!(!roster.is_removed());
+        roster.follow(&membership);
+        assert_eq!(members(&roster).len(), 2);
+        roster.expect(&later);
+        assert_eq!(members(&roster).len(), 2, "what stands is known by now");
+        assert!(!roster.is_removed());
     }
 
     #[test]

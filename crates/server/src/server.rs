@@ -8,7 +8,7 @@ use std::{
 };
 
 use kontiki::{Identity, LogOptions, Raft, ReadMode, RealDisk};
-use kontiki_store::{OpenError, Store, StoreOptions};
+use kontiki_store::{OpenError, Store, StoreOptions, Torn};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time};
 
 use crate::{
@@ -150,7 +150,7 @@ impl Server {
             .map_err(StartError::Raft)?;
         roster.set_node(raft.identity().id);
         if let Ok(status) = raft.status().await {
-            roster.follow(&status.membership);
+            roster.expect(&status.membership);
             let corrupt = is_repaired || is_empty || status.needs_snapshot.is_some();
             roster.change_own_alarms(|alarms| alarms.corrupt = corrupt);
         }
@@ -189,7 +189,18 @@ async fn open_store(config: &ServerConfig) -> Result<(Arc<Store>, bool), StartEr
     tracing::info!(value_cache_bytes, "opening the store");
     let options = StoreOptions { value_cache_bytes, ..StoreOptions::default() };
     beside(move || match Store::open(&path, options.clone()) {
-        Ok(store) => Ok((Arc::new(store), false)),
+        Ok(store) => {
+            if let Some(Torn { path, offset, bytes }) = store.torn() {
+                tracing::warn!(
+                    file = %path.display(),
+                    offset,
+                    bytes,
+                    "a crash has torn the end of the store; it was cut, and what it held comes \
+                     from the log",
+                );
+            }
+            Ok((Arc::new(store), false))
+        }
         Err(error @ OpenError::Damaged { .. }) => {
             let damage = with_causes(&error);
             move_aside(&data_dir, &damage)
@@ -386,10 +397,14 @@ impl RunningServer {
         self.stop.send_replace(true);
         while self.listeners.join_next().await.is_some() {}
         self.companions.shutdown().await;
-        // It hands the leadership over by itself.
-        self.service.raft.clone().shutdown().await.map_err(ShutdownError::Raft)?;
         let store = Arc::clone(&self.service.store);
-        beside(move || store.flush()).await.map_err(ShutdownError::Store)
+        store.wait_no_more();
+        // It hands the leadership over by itself.
+        let stopped = self.service.raft.clone().shutdown().await;
+        // What is intact of the store is closed in any case: the next start is quicker then.
+        let closed = beside(move || store.finish()).await;
+        stopped.map_err(ShutdownError::Raft)?;
+        closed.map_err(ShutdownError::Store)
     }
 }
 

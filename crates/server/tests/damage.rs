@@ -218,32 +218,64 @@ fn another_fault_is_not_repaired() {
     });
 }
 
-/// A store in which something has changed since it was closed.
+/// Three servers, of which the last has stopped in order; the files of its store, by name.
+async fn stopped() -> (Cluster, Vec<PathBuf>) {
+    let mut cluster = Cluster::configured(3, forgetful);
+    for at in 0..3 {
+        cluster.launch(at).await;
+    }
+    cluster.ready(0).await;
+    fill(&cluster, 300).await;
+    purged(&cluster, 3).await;
+    cluster.stop(2).await;
+    let files = fs::read_dir(store(&cluster, 2)).unwrap();
+    let mut files: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
+    files.sort();
+    (cluster, files)
+}
+
+fn of_kind<'a>(files: &'a [PathBuf], kind: &str) -> impl DoubleEndedIterator<Item = &'a PathBuf> {
+    files.iter().filter(move |path| path.extension().is_some_and(|is| is == kind))
+}
+
+async fn is_repaired(mut cluster: Cluster) {
+    cluster.launch(2).await;
+    cluster.ready(2).await;
+    assert_eq!(count(&cluster, 2).await, 300);
+    assert!(store(&cluster, 2).with_extension("damaged-1").is_dir());
+    cluster.stop_all().await;
+}
+
+/// A store in which something has changed since it was closed, and of which all is read.
 #[test]
 fn damage_that_is_found_at_the_start_is_repaired_as_well() {
     run(async {
-        let mut cluster = Cluster::configured(3, forgetful);
-        for at in 0..3 {
-            cluster.launch(at).await;
+        let (cluster, files) = stopped().await;
+        for checkpoint in of_kind(&files, "ck") {
+            fs::remove_file(checkpoint).unwrap();
         }
-        cluster.ready(0).await;
-        fill(&cluster, 300).await;
-        purged(&cluster, 3).await;
-        cluster.stop(2).await;
-        let mut files: Vec<_> = fs::read_dir(store(&cluster, 2)).unwrap().collect();
-        files.sort_by_key(|file| file.as_ref().unwrap().metadata().unwrap().len());
-        let path = files.pop().unwrap().unwrap().path();
-        let mut bytes = fs::read(&path).unwrap();
+        let len = |path: &&PathBuf| path.metadata().unwrap().len();
+        let path = of_kind(&files, "seg").max_by_key(len).unwrap();
+        let mut bytes = fs::read(path).unwrap();
         let places: Vec<_> =
             (0..bytes.len() - 64).filter(|at| bytes[*at..].starts_with(&[b'v'; 64])).collect();
         bytes[places[places.len() / 2]] ^= 1;
-        fs::write(&path, bytes).unwrap();
+        fs::write(path, bytes).unwrap();
+        is_repaired(cluster).await;
+    });
+}
 
-        cluster.launch(2).await;
-        cluster.ready(2).await;
-        assert_eq!(count(&cluster, 2).await, 300);
-        assert!(store(&cluster, 2).with_extension("damaged-1").is_dir());
-        cluster.stop_all().await;
+/// A server that stops in order leaves a checkpoint, and the word that all of its store was
+/// durable: no crash can have torn the end of it.
+#[test]
+fn nothing_is_torn_after_a_stop_in_order() {
+    run(async {
+        let (cluster, files) = stopped().await;
+        assert_eq!(of_kind(&files, "ck").count(), 1, "{files:?}");
+        let path = of_kind(&files, "seg").next_back().unwrap();
+        let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.set_len(path.metadata().unwrap().len() - 8).unwrap();
+        is_repaired(cluster).await;
     });
 }
 

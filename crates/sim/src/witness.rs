@@ -175,12 +175,21 @@ impl Witness {
             return Err(format!("the log of {} is damaged, and nobody has done it", self.id));
         }
         let (last, lost) = (found.last().index, *damaged.start());
-        let start = self.durable.start().index.max(found.start().index);
-        let agrees = (start.get()..=last.get().min(self.durable.last().index.get()))
-            .all(|index| found.term_at(Index(index)) == self.durable.term_at(Index(index)));
-        // What was damaged before may be refilled in part.
-        let is_told = lost == last.next() || (self.is_damaged && lost <= last.next());
-        if !is_told || !agrees {
+        // The record that was on its way may be there.
+        let mut with_record = self.durable.clone();
+        for pending in &self.record {
+            with_record.write(&pending.delta)?;
+        }
+        let is_front_of = |held: &LogView| {
+            let start = held.start().index.max(found.start().index);
+            let agrees = (start.get()..=last.get().min(held.last().index.get()))
+                .all(|index| found.term_at(Index(index)) == held.term_at(Index(index)));
+            // What was damaged before may be refilled in part, and a leader may have cut what is
+            // before it.
+            let is_known = self.is_damaged && (lost <= last.next() || found.last() == held.last());
+            agrees && (lost == last.next() || is_known)
+        };
+        if !is_front_of(&self.durable) && !is_front_of(&with_record) {
             return Err(format!(
                 "{} says that it has lost {damaged:?}, and holds {last}; it held {}",
                 self.id,

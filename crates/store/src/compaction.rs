@@ -10,13 +10,17 @@ use parking_lot::RwLockWriteGuard;
 use crate::{
     error::Fatal,
     key::Key,
-    rewrite::{Progress, Rewrite},
+    rewrite::{Planned, Progress, Rewrite},
     state::State,
     store::Shared,
 };
 
 /// How many keys a step looks at: about 50 µs under the lock.
 const STEP_KEYS: usize = 500;
+
+/// How many frames must find room after a full disk before rewriting, which takes the space of
+/// a segment for a while, gets in their way again.
+const STALLED_FRAMES: u64 = 64;
 
 /// Where compaction is.
 #[derive(Debug)]
@@ -27,8 +31,8 @@ pub(crate) struct Compaction {
     done: i64,
     walk: Option<Walk>,
     rewrite: Option<Rewrite>,
-    /// Rewriting found the disk full: it waits until something was written.
-    pub(crate) is_stalled: bool,
+    /// Rewriting found the disk full: it waits until this frame has found room.
+    stalled_until: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -42,7 +46,7 @@ struct Walk {
 impl Compaction {
     /// To begin with: up to `walked` no version in memory is dead.
     pub(crate) fn new(walked: i64) -> Self {
-        Self { walked, done: walked, walk: None, rewrite: None, is_stalled: false }
+        Self { walked, done: walked, walk: None, rewrite: None, stalled_until: None }
     }
 
     pub(crate) fn done(&self) -> i64 {
@@ -88,7 +92,8 @@ impl Shared {
             (flushed.told_compact_revision, flushed.mark)
         };
         let mut compaction = self.compaction.lock();
-        let Compaction { walked, done, walk, rewrite, is_stalled } = &mut *compaction;
+        let Compaction { walked, done, walk, rewrite, stalled_until } = &mut *compaction;
+        stalled_until.take_if(|frame_seq| *frame_seq <= mark.frame_seq);
         if walk.is_none() && rewrite.is_none() && *walked < due {
             *walk = Some(Walk { revision: due, cursor: None });
         }
@@ -99,13 +104,17 @@ impl Shared {
             if pass.cursor.is_none() {
                 *walked = pass.revision;
                 *walk = None;
-                *is_stalled = false;
+                *stalled_until = None;
             }
             return Ok(true);
         }
-        if rewrite.is_none() && !*is_stalled && *walked <= due {
+        if rewrite.is_none() && stalled_until.is_none() && *walked <= due {
             let planned = self.plan_rewrite(mark.segment_seq, *walked);
-            *rewrite = planned.map_err(|fatal| self.fail(fatal))?;
+            match planned.map_err(|fatal| self.fail(fatal))? {
+                Planned::Rewrite(planned) => *rewrite = Some(planned),
+                Planned::Nothing => {}
+                Planned::NoSpace => *stalled_until = Some(mark.frame_seq + STALLED_FRAMES),
+            }
         }
         if let Some(step) = rewrite {
             match step.step(self).map_err(|fatal| self.fail(fatal))? {
@@ -113,12 +122,12 @@ impl Shared {
                 Progress::Done => *rewrite = None,
                 Progress::NoSpace => {
                     *rewrite = None;
-                    *is_stalled = true;
+                    *stalled_until = Some(mark.frame_seq + STALLED_FRAMES);
                 }
             }
             return Ok(true);
         }
-        if *done < *walked {
+        if *done < *walked && stalled_until.is_none() {
             *done = *walked;
             self.compacted.notify_all();
             return Ok(true);

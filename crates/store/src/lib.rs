@@ -81,5 +81,5 @@ pub use response::{
 };
 pub use restore::RestoreError;
 pub use snapshot::StoreSnapshot;
-pub use store::{Store, StoreOptions};
+pub use store::{Store, StoreOptions, Torn};
 pub use validate::{TXN_OPS_MAX, validate};

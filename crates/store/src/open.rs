@@ -31,7 +31,7 @@ use crate::{
     segment::{Place, SEGMENT_HEADER_BYTES, Segment, Step},
     segments::{Held, Segments},
     state::State,
-    store::StoreOptions,
+    store::{StoreOptions, Torn},
     tail::Tail,
     writer::Flushed,
 };
@@ -48,6 +48,8 @@ pub(crate) struct Opened {
     /// Up to this compact revision no version in memory is dead.
     pub(crate) walked: i64,
     pub(crate) options: StoreOptions,
+    /// What was cut at the end.
+    pub(crate) torn: Option<Torn>,
 }
 
 /// A version of a key, and where it lies.
@@ -62,8 +64,8 @@ pub(crate) fn recover(found: Found, options: StoreOptions) -> Result<Opened, Ope
     let loaded = newest.and_then(|path| {
         load(&files, path, threads, &|seq, generation, end| chain.number(seq, generation, end))
     });
-    // What a checkpoint has was durable, whether `STATE` has heard of it or not.
-    let mark = loaded.as_ref().map_or(mark, |loaded| mark.max(loaded.mark));
+    // What a checkpoint points to was durable, whether `STATE` has heard of it or not.
+    let mark = loaded.as_ref().map_or(mark, |loaded| mark.max(loaded.rests_on()));
     let with_checkpoint = match loaded {
         Some(mut loaded) => {
             let entries = std::mem::take(&mut loaded.entries);
@@ -76,12 +78,12 @@ pub(crate) fn recover(found: Found, options: StoreOptions) -> Result<Opened, Ope
         Some(built) => Some(built),
         None => chain.read(mark, &files, None, threads)?.open(&files, &options, None),
     };
-    let (state, flushed) = built.expect("every event that was read has its place");
+    let (state, flushed, torn) = built.expect("every event that was read has its place");
     if let Some(unfinished) = &chain.unfinished {
         remove(&files, &unfinished.path)?;
     }
     let walked = state.position.compact_revision;
-    Ok(Opened { files, state, flushed, walked, options })
+    Ok(Opened { files, state, flushed, walked, options, torn })
 }
 
 /// The segments that count, in the order of history.
@@ -332,6 +334,7 @@ struct Read {
     position: Position,
     /// The length of what was not in a checkpoint.
     scanned_bytes: u64,
+    torn: Option<Torn>,
 }
 
 impl Read {
@@ -368,6 +371,9 @@ impl Read {
         }
         if is_last && (end < len || durable_end < end) {
             settle(segment, durable_end.min(end), end, files).map_err(fatal)?;
+            let bytes = len - end;
+            self.torn =
+                (0 < bytes).then(|| Torn { path: segment.path.clone(), offset: end, bytes });
         }
         self.segments.push((Arc::clone(segment), end));
         self.versions.push(versions);
@@ -393,8 +399,8 @@ impl Read {
         files: &Files,
         options: &StoreOptions,
         entries: Option<Vec<Vec<(Key, KeyEntry)>>>,
-    ) -> Option<(State, Flushed)> {
-        let Self { segments: read, versions, frame_seq, position, scanned_bytes } = self;
+    ) -> Option<(State, Flushed, Option<Torn>)> {
+        let Self { segments: read, versions, frame_seq, position, scanned_bytes, torn } = self;
         let cache = options.value_cache_bytes;
         let mut index = match entries {
             Some(entries) => {
@@ -436,7 +442,7 @@ impl Read {
             since_checkpoint: scanned_bytes,
             is_replaced: false,
         };
-        Some((state, flushed))
+        Some((state, flushed, torn))
     }
 }
 

@@ -49,6 +49,11 @@ const SEGMENTS_MAX: u32 = 1 << 20;
 /// will ever get there.
 const REVISION_MAX: i64 = i64::MAX / 2;
 
+/// The highest number of a segment, a copy of one or a frame that is believed, for the same
+/// reason.
+const NUMBER_MAX: u64 = u64::MAX / 2;
+const GENERATION_MAX: u32 = u32::MAX / 2;
+
 /// Why a snapshot was not restored. The store is as it was, but after [`Fatal`](Self::Fatal).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -299,6 +304,9 @@ impl Builder {
         if header.seq != self.last_seq + 1 || header.prev_frame_seq != self.frame_seq {
             return Err(RestoreError::Damaged("a segment is missing"));
         }
+        if NUMBER_MAX < header.last_seq || GENERATION_MAX < header.generation {
+            return Err(RestoreError::Damaged("the numbers of a segment make no sense"));
+        }
         let header = SegmentHeader { epoch: self.files.epoch, ..header };
         let mut left = u64::from_le_bytes(input.array()?);
         let path = self.files.segment_path(&header);
@@ -331,6 +339,7 @@ impl Builder {
     ) -> Result<(), RestoreError> {
         let before = self.position;
         let is_later = self.frame_seq < header.seq
+            && header.seq <= NUMBER_MAX
             && before.applied_index <= header.position.applied_index
             && before.revision <= header.position.revision
             && before.compact_revision <= header.position.compact_revision;
@@ -422,7 +431,8 @@ impl Builder {
             since_checkpoint: 0,
             is_replaced: false,
         };
-        Ok(Opened { files: self.files, state, flushed, walked: compact_revision, options })
+        let (files, walked) = (self.files, compact_revision);
+        Ok(Opened { files, state, flushed, walked, options, torn: None })
     }
 }
 

@@ -99,6 +99,14 @@ pub(crate) struct Rewrite {
     is_published: bool,
 }
 
+/// What there is to rewrite.
+pub(crate) enum Planned {
+    Rewrite(Rewrite),
+    Nothing,
+    /// Something, and nowhere to put it.
+    NoSpace,
+}
+
 /// A record that was copied.
 #[derive(Debug)]
 struct Move {
@@ -112,19 +120,17 @@ impl Shared {
     /// Chooses neighbours that are worth to be rewritten, if there are any. Segments before
     /// `active_seq` are complete.
     /// No version in memory is dead by the compact revision `walked`.
-    pub(crate) fn plan_rewrite(
-        &self,
-        active_seq: u64,
-        walked: i64,
-    ) -> Result<Option<Rewrite>, Fatal> {
+    pub(crate) fn plan_rewrite(&self, active_seq: u64, walked: i64) -> Result<Planned, Fatal> {
         let mut complete = self.state.read().segments.in_order();
         complete.retain(|(_, held)| held.header.last_seq < active_seq);
-        let Some(run) = choose(&complete, self.options.segment_bytes) else { return Ok(None) };
+        let Some(run) = choose(&complete, self.options.segment_bytes) else {
+            return Ok(Planned::Nothing);
+        };
         let older = complete[..run.start].iter();
         let floor = older.map(|(_, held)| held.graves.clean_at).min().unwrap_or(i64::MAX);
         let sources = complete[run].to_vec();
         let (Some((_, first)), Some((_, last))) = (sources.first(), sources.last()) else {
-            return Ok(None);
+            return Ok(Planned::Nothing);
         };
         let generation = sources.iter().map(|(_, held)| held.header.generation).max();
         let seqs = (first.header.seq, last.header.last_seq);
@@ -135,11 +141,11 @@ impl Shared {
         let made = Segment::create(&*self.files.disk, temporary.clone(), header);
         let Some(target) = full(made, "compact")? else {
             self.compaction_found_no_space(&temporary);
-            return Ok(None);
+            return Ok(Planned::NoSpace);
         };
         let number = self.state.write().tail.allocate();
         let last_written = header.prev_frame_seq;
-        Ok(Some(Rewrite {
+        Ok(Planned::Rewrite(Rewrite {
             sources,
             reading: 0,
             offset: SEGMENT_HEADER_BYTES as u64,

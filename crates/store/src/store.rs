@@ -21,7 +21,7 @@
 
 use std::{
     fmt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -114,6 +114,17 @@ pub struct Store {
     live: RwLock<Live>,
 }
 
+/// The end of a file that a crash had torn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Torn {
+    /// Which file.
+    pub path: PathBuf,
+    /// Where it ends now.
+    pub offset: u64,
+    /// How many bytes were cut there.
+    pub bytes: u64,
+}
+
 /// What a snapshot replaces: the state with its files, and the thread that serves it.
 #[derive(Debug)]
 struct Live {
@@ -132,6 +143,9 @@ pub(crate) struct Shared {
     pub(crate) durable_applied: AtomicU64,
     /// The disk was full when it was written to last.
     pub(crate) is_full: AtomicBool,
+    /// Whether `apply` waits when too much is pending.
+    is_patient: AtomicBool,
+    torn: Option<Torn>,
     pub(crate) checkpointing: Mutex<Checkpointing>,
     pub(crate) compaction: Mutex<Compaction>,
     pub(crate) compacted: Condvar,
@@ -413,18 +427,44 @@ impl Store {
         !waited.timed_out()
     }
 
-    /// Stops the thread, makes everything durable, the index with it, and closes the files.
+    /// [Finishes](Self::finish), and closes the files.
     ///
     /// # Errors
     ///
     /// [`Fatal`] when the disk has failed.
-    pub fn close(mut self) -> Result<(), Fatal> {
-        self.live.get_mut().stop();
+    pub fn close(self) -> Result<(), Fatal> {
+        self.finish()
+    }
+
+    /// Stops the thread and makes everything durable, the index with it, and what tells damage
+    /// from a torn end. When the disk is full it returns without having done so. Nothing may be
+    /// applied after it.
+    ///
+    /// # Errors
+    ///
+    /// [`Fatal`] when the disk has failed.
+    pub fn finish(&self) -> Result<(), Fatal> {
+        self.live.write().stop();
         let shared = self.shared();
         shared.flush()?;
         shared.checkpoint_now()?;
         let mut flushed = shared.flushed.lock();
         shared.tell(&mut flushed).map_err(|fatal| shared.fail(fatal))
+    }
+
+    /// From now on [`apply`](Self::apply) waits for no disk, however much is pending. For a
+    /// process that is about to end and must not wait for a full disk to be emptied.
+    pub fn wait_no_more(&self) {
+        let shared = self.shared();
+        shared.is_patient.store(false, Ordering::Release);
+        shared.room.notify_all();
+    }
+
+    /// What a crash had torn and the opening has cut, if it has cut anything. It was not
+    /// durable, so the log has it.
+    #[must_use]
+    pub fn torn(&self) -> Option<Torn> {
+        self.shared().torn.clone()
     }
 
     /// The state of the moment. Whoever keeps it reads on from it after a restore.
@@ -461,13 +501,15 @@ impl Drop for Store {
 
 impl Shared {
     fn new(opened: Opened) -> Self {
-        let Opened { files, state, flushed, walked, options } = opened;
+        let Opened { files, state, flushed, walked, options, torn } = opened;
         Self {
             files,
             options,
             durable_applied: AtomicU64::new(flushed.position.applied_index),
             flushed: Mutex::new(flushed),
             is_full: AtomicBool::new(false),
+            is_patient: AtomicBool::new(true),
+            torn,
             checkpointing: Mutex::new(Checkpointing::default()),
             compaction: Mutex::new(Compaction::new(walked)),
             compacted: Condvar::new(),
@@ -525,7 +567,7 @@ impl Shared {
             return self.flush();
         }
         let mut signal = self.signal.lock();
-        while max < self.state.read().tail.bytes() {
+        while self.is_patient.load(Ordering::Acquire) && max < self.state.read().tail.bytes() {
             self.check()?;
             let _timed_out = self.room.wait_for(&mut signal, ROOM_INTERVAL);
         }

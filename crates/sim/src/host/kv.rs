@@ -121,7 +121,11 @@ impl World {
         }
         match opened {
             Ok(kv) => Ok(Some(kv)),
-            Err(OpenError::Io { source, .. }) if is_full(&*source) => Ok(None),
+            Err(OpenError::Io { source, .. }) if is_full(&*source) => {
+                // Nothing has been looked at: the next start finds what this one has not.
+                self.node_mut(id).kv_is_rotten = is_rotten;
+                Ok(None)
+            }
             Err(error) => Err(format!("the store of {id} does not open: {error}")),
         }
     }

@@ -32,6 +32,19 @@ pub(crate) struct Loaded {
     pub(crate) entries: Vec<Vec<(Key, KeyEntry)>>,
 }
 
+impl Loaded {
+    /// What was durable before the checkpoint got its name: all that it points to, which goes
+    /// beyond what is surely in it.
+    pub(crate) fn rests_on(&self) -> DurableMark {
+        let last = self.segments.last_key_value().map(|(&segment_seq, &(_, offset))| DurableMark {
+            segment_seq,
+            offset,
+            frame_seq: self.mark.frame_seq,
+        });
+        last.map_or(self.mark, |last| last.max(self.mark))
+    }
+}
+
 /// Where a block is.
 #[derive(Clone, Copy, Debug)]
 struct BlockAt {

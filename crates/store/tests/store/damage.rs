@@ -110,6 +110,33 @@ fn after_a_clean_stop_nothing_can_be_torn() {
     damage(&disk);
 }
 
+/// A checkpoint gets its name when all that it points to is durable, and that goes beyond the
+/// place from which a start reads on. A crash may come before `STATE` says so.
+#[test]
+fn what_a_checkpoint_points_to_cannot_be_torn() {
+    let disk = MemoryDisk::default();
+    let options = StoreOptions { checkpoint_bytes: 1, ..quiet() };
+    let open = || Store::open_on(Arc::new(disk.clone()), Path::new(DIR), options.clone());
+    let store = open().unwrap();
+    let state = disk.bytes(&Path::new(DIR).join("STATE"));
+    apply_put(&store, "key-1", "value");
+    store.flush().unwrap();
+    assert!(store.compact_step().unwrap(), "a checkpoint begins");
+    apply_put(&store, "key-2", "value");
+    assert!(store.compact_step().unwrap(), "and ends, after it has written that out");
+    drop(store);
+    let names = disk.list(Path::new(DIR)).unwrap();
+    assert!(names.iter().any(|name| name.extension().is_some_and(|kind| kind == "ck")));
+    disk.open(&Path::new(DIR).join("STATE")).unwrap().write_at(0, &state).unwrap();
+    assert_eq!(open().unwrap().applied().0, 2, "nothing is damaged yet");
+    let starts = frames(&disk.bytes(&segment(1)));
+    let last = starts[starts.len() - 2];
+    disk.flip(&segment(1), last + 90, 0);
+    let found = open().map(|store| store.applied());
+    let Err(OpenError::Damaged { offset, .. }) = found else { panic!("{found:?}") };
+    assert_eq!(offset, u64::try_from(last).unwrap());
+}
+
 /// A segment that another follows was complete.
 #[test]
 fn a_complete_segment_cannot_be_torn() {

@@ -7,6 +7,8 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use kontiki_disk::{Disk, DiskFile, DiskLock};
@@ -45,12 +47,12 @@ impl Filling {
     }
 
     fn store(&self) -> Store {
-        let options = StoreOptions {
-            value_cache_bytes: 0,
-            segment_bytes: 2000,
-            checkpoint_bytes: 6000,
-            ..quiet()
-        };
+        self.store_with(6000)
+    }
+
+    fn store_with(&self, checkpoint_bytes: u64) -> Store {
+        let options =
+            StoreOptions { value_cache_bytes: 0, segment_bytes: 2000, checkpoint_bytes, ..quiet() };
         Store::open_on(Arc::new(self.clone()), Path::new(DIR), options).unwrap()
     }
 }
@@ -179,4 +181,51 @@ fn upkeep_waits_for_space() {
     apply_compact(&store, store.revision()).unwrap();
     compact_fully(&store);
     assert!(store.size_bytes() < size, "{} after {size}", store.size_bytes());
+}
+
+/// What a full disk has stopped goes on when writes have found room for a while, and nobody is
+/// told before that it was done.
+#[test]
+fn compaction_goes_on_when_there_is_space() {
+    let disk = Filling::default();
+    let store = disk.store_with(u64::MAX);
+    for _ in 0..4 {
+        put_some(&store, 0);
+    }
+    let revision = apply_compact(&store, store.revision()).map(|_| store.revision()).unwrap();
+    store.flush().unwrap();
+    assert!(store.compact_step().unwrap(), "what is dead is forgotten");
+    disk.set_full(true);
+    while store.compact_step().unwrap() {}
+    assert!(!store.wait_compacted(revision, Duration::ZERO), "the space was not given back");
+
+    disk.set_full(false);
+    for _ in 0..10 {
+        put_some(&store, 0);
+    }
+    store.flush().unwrap();
+    let size = store.size_bytes();
+    while store.compact_step().unwrap() {}
+    assert!(store.wait_compacted(revision, Duration::ZERO));
+    assert!(store.size_bytes() < size, "{} after {size}", store.size_bytes());
+}
+
+/// A process that ends does not wait for a full disk, whoever is waiting.
+#[test]
+fn nobody_waits_for_space_at_the_end() {
+    let disk = Filling::default();
+    let options = StoreOptions { pending_bytes_max: 1000, ..StoreOptions::default() };
+    let store = Store::open_on(Arc::new(disk.clone()), Path::new(DIR), options).unwrap();
+    disk.set_full(true);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| put_some(&store, 0));
+        while !store.is_full() {
+            thread::yield_now();
+        }
+        assert!(!writer.is_finished(), "it waits for room");
+        store.wait_no_more();
+        writer.join().unwrap();
+    });
+    store.finish().unwrap();
+    assert_eq!((store.applied().0, store.durable_applied()), (10, 0));
 }

@@ -198,6 +198,25 @@ fn a_later_format_is_named() {
     assert_eq!(refused.to_string(), "the snapshot is damaged: a part of it is of an unknown kind");
 }
 
+/// Numbers that nothing could be counted on from are refused, whatever their checksum says.
+#[test]
+fn the_end_of_the_numbers_is_not_believed() {
+    const SEGMENT: usize = 53;
+    let source = Store::in_memory(quiet()).unwrap();
+    apply_put(&source, "k", "v");
+    let store = Store::in_memory(quiet()).unwrap();
+    for (offset, len) in [(32, 8), (40, 4)] {
+        let mut bytes = written(&source);
+        let header = &mut bytes[SEGMENT..SEGMENT + 64];
+        header[offset..offset + len].fill(0xff);
+        let crc = crc32c::crc32c(&header[..60]);
+        header[60..].copy_from_slice(&crc.to_le_bytes());
+        let refused = store.restore(source.applied(), &mut &bytes[..]).unwrap_err();
+        let what = "the snapshot is damaged: the numbers of a segment make no sense";
+        assert_eq!(refused.to_string(), what, "at {offset}");
+    }
+}
+
 /// The error of the one who is written to comes back as it is.
 #[test]
 fn a_full_disk_under_the_snapshot_is_named() {
