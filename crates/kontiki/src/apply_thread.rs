@@ -5,6 +5,7 @@
 //! between two batches; so does the freezing of the state for a snapshot.
 
 use std::{
+    collections::VecDeque,
     fmt, io,
     ops::RangeInclusive,
     sync::{
@@ -103,6 +104,9 @@ pub(crate) struct ApplyParts<S: StateMachine> {
 /// A machine on disk is asked whether it is full at least this often.
 const SPACE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// For how long a snapshot that finds the disk full is put off at most.
+const SPACE_INTERVAL_MAX: Duration = Duration::from_secs(30);
+
 /// Where snapshots come from, and where they are written.
 pub(crate) struct SnapshotEnd<W> {
     pub(crate) files: Arc<dyn SnapshotFiles>,
@@ -112,6 +116,9 @@ pub(crate) struct SnapshotEnd<W> {
 /// The state machine, and what is needed to feed it.
 pub(crate) struct Applier<S: StateMachine, E> {
     parts: ApplyParts<S>,
+    jobs: Receiver<ApplyJob<S>>,
+    /// Taken from `jobs` while a snapshot waited for space.
+    put_off: VecDeque<ApplyJob<S>>,
     events: UnboundedSender<E>,
     space: Arc<Space<E>>,
     /// Collected, not yet applied.
@@ -133,11 +140,14 @@ where
 {
     pub(crate) fn new(
         parts: ApplyParts<S>,
+        jobs: Receiver<ApplyJob<S>>,
         events: UnboundedSender<E>,
         space: Arc<Space<E>>,
     ) -> Self {
         Self {
             parts,
+            jobs,
+            put_off: VecDeque::new(),
             events,
             space,
             entries: Vec::new(),
@@ -148,13 +158,13 @@ where
     }
 
     /// Runs until there is nobody left to ask, or the state machine has failed.
-    pub(crate) fn run(mut self, jobs: &Receiver<ApplyJob<S>>) {
-        while let Ok(mut job) = self.next(jobs) {
+    pub(crate) fn run(mut self) {
+        while let Ok(mut job) = self.next() {
             loop {
                 if self.carry_out(job).is_err() {
                     return;
                 }
-                match jobs.try_recv() {
+                match self.put_off.pop_front().map_or_else(|| self.jobs.try_recv(), Ok) {
                     Ok(next) => job = next,
                     Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
                 }
@@ -167,12 +177,12 @@ where
     }
 
     /// Waits for a job, and has an eye on the disk of the machine meanwhile.
-    fn next(&self, jobs: &Receiver<ApplyJob<S>>) -> Result<ApplyJob<S>, Stop> {
+    fn next(&self) -> Result<ApplyJob<S>, Stop> {
         if self.parts.machine.durable_applied().is_none() {
-            return jobs.recv().map_err(|_| Stop); // it has no disk
+            return self.jobs.recv().map_err(|_| Stop); // it has no disk
         }
         loop {
-            match jobs.recv_timeout(SPACE_INTERVAL) {
+            match self.jobs.recv_timeout(SPACE_INTERVAL) {
                 Ok(job) => return Ok(job),
                 Err(RecvTimeoutError::Timeout) => self.look_at_space(),
                 Err(RecvTimeoutError::Disconnected) => return Err(Stop),
@@ -196,12 +206,16 @@ where
             }
             ApplyJob::Read { serve, room } => {
                 self.flush()?;
-                serve(Ok(&self.parts.machine));
-                drop(room);
+                self.serve(serve, room);
                 Ok(())
             }
             ApplyJob::Snapshot => self.freeze(),
         }
+    }
+
+    fn serve(&self, read: ReadFn<S>, room: OwnedSemaphorePermit) {
+        read(Ok(&self.parts.machine));
+        drop(room);
     }
 
     fn collect_stored(&mut self, range: RangeInclusive<Index>) -> Result<(), Stop> {
@@ -360,23 +374,47 @@ where
         Ok(())
     }
 
-    /// Replaces the whole state by that of a snapshot which the leader has sent.
+    /// Replaces the whole state by that of a snapshot which the leader has sent. Whoever has no
+    /// space for it keeps the state that it has until there is some.
     fn restore(&mut self, meta: SnapshotMeta) -> Result<(), Stop> {
         self.flush()?;
-        let parts = &mut self.parts;
-        let restored = match &parts.snapshots {
-            None => Err(io::Error::other("there is no place for snapshots here")),
-            Some(SnapshotEnd { files, .. }) => {
-                restore(&mut parts.machine, parts.sessions.as_mut(), &**files, &meta)
+        let mut pause = SPACE_INTERVAL;
+        while let Err(source) = self.try_restore(&meta) {
+            if !is_no_space(&source) {
+                return self.fail(Fault::Restore { at: meta.last, source: Arc::new(source) });
             }
-        };
-        if let Err(source) = restored {
-            return self.fail(Fault::Restore { at: meta.last, source: Arc::new(source) });
+            let at = meta.last;
+            tracing::warn!(%at, ?pause, error = %source, "no space to restore a snapshot: it waits");
+            self.space.set(Witness::Machine, true);
+            self.wait_for_space(pause)?;
+            pause = SPACE_INTERVAL_MAX.min(pause * 2);
         }
-        parts.applied = meta.last;
-        parts.membership = Arc::clone(&meta.membership);
+        self.look_at_space();
+        self.parts.applied = meta.last;
+        self.parts.membership = Arc::clone(&meta.membership);
         let durable = self.durable();
         self.tell(ApplyEvent::Restored { meta, durable })
+    }
+
+    fn try_restore(&mut self, meta: &SnapshotMeta) -> io::Result<()> {
+        let parts = &mut self.parts;
+        let Some(SnapshotEnd { files, .. }) = &parts.snapshots else {
+            return Err(io::Error::other("there is no place for snapshots here"));
+        };
+        restore(&mut parts.machine, parts.sessions.as_mut(), &**files, meta)
+    }
+
+    /// Lets time pass. Reads are of the state that is there; all else comes after the snapshot.
+    fn wait_for_space(&mut self, pause: Duration) -> Result<(), Stop> {
+        let until = Instant::now() + pause;
+        loop {
+            match self.jobs.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(ApplyJob::Read { serve, room }) => self.serve(serve, room),
+                Ok(job) => self.put_off.push_back(job),
+                Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return Err(Stop),
+            }
+        }
     }
 
     /// Freezes the state as it is between two batches, and has it written on another thread.
@@ -418,4 +456,8 @@ where
     fn tell(&self, event: ApplyEvent<S::Response>) -> Result<(), Stop> {
         self.events.send(E::from(event)).map_err(|_| Stop)
     }
+}
+
+fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

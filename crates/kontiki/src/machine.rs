@@ -42,7 +42,11 @@ pub trait StateMachine: Send + 'static {
     /// # Errors
     ///
     /// When the state cannot be read or kept: the node stops with
-    /// [`Fault::Restore`](crate::Fault::Restore).
+    /// [`Fault::Restore`](crate::Fault::Restore). But if the kind of the error is
+    /// [`StorageFull`](io::ErrorKind::StorageFull) or
+    /// [`QuotaExceeded`](io::ErrorKind::QuotaExceeded), and the node runs already, it is tried
+    /// again until there is space; meanwhile reads are of the state that was, so it must be there
+    /// still.
     fn restore(&mut self, at: EntryId, from: &mut dyn io::Read) -> io::Result<()>;
 
     /// The last index whose effects will still be here after power loss.

@@ -157,20 +157,19 @@ pub(crate) fn restore<S: StateMachine>(
     if u64::try_from(encoded.len()).ok() != Some(length) {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    match sessions {
-        None if encoded.is_empty() => {}
+    let table = match &sessions {
+        None if encoded.is_empty() => None,
         None => return Err(invalid("the snapshot holds client sessions, and they are off here")),
-        Some(sessions) => {
-            let limits = SessionLimits::default();
-            sessions.table = if encoded.is_empty() {
-                SessionTable::new(limits)
-            } else {
-                SessionTable::decode(&encoded, limits)
-                    .ok_or_else(|| invalid("the snapshot holds no table of client sessions"))?
-            };
-        }
-    }
+        Some(_) if encoded.is_empty() => Some(SessionTable::new(SessionLimits::default())),
+        Some(_) => Some(
+            SessionTable::decode(&encoded, SessionLimits::default())
+                .ok_or_else(|| invalid("the snapshot holds no table of client sessions"))?,
+        ),
+    };
     machine.restore(meta.last, &mut stream)?;
+    if let (Some(sessions), Some(table)) = (sessions, table) {
+        sessions.table = table;
+    }
     machine.membership_changed(meta.last, &meta.membership);
     Ok(())
 }

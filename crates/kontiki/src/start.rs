@@ -475,8 +475,8 @@ impl<R: Send + 'static> Starter<'_, R> {
         };
         let State { machine, sessions, applied, membership, .. } = state;
         let parts = ApplyParts { machine, log: reader, applied, membership, sessions, snapshots };
-        let applier = Applier::new(parts, self.events.clone(), of_machine);
-        self.spawn("apply", move || applier.run(&apply_jobs))?;
+        let applier = Applier::new(parts, apply_jobs, self.events.clone(), of_machine);
+        self.spawn("apply", move || applier.run())?;
         Ok(Threads { log, apply, stored, joins: self.joins })
     }
 

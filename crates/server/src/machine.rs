@@ -16,7 +16,9 @@
 use std::{fmt, io, sync::Arc};
 
 use kontiki::{Batch, Command, EntryId, Index, Membership, SnapshotWriter, StateMachine};
-use kontiki_store::{Bytes, Fatal, Request, Response, Store, StoreError, StoreSnapshot};
+use kontiki_store::{
+    Bytes, Fatal, Request, Response, RestoreError, Store, StoreError, StoreSnapshot,
+};
 use prost::Message;
 use tokio::sync::{Notify, watch};
 
@@ -135,7 +137,7 @@ impl StateMachine for KvMachine {
 
     fn restore(&mut self, at: EntryId, from: &mut dyn io::Read) -> io::Result<()> {
         let at = (at.index.get(), at.term.get());
-        self.store.restore(at, from).map_err(io::Error::other)?;
+        self.store.restore(at, from).map_err(restore_failed)?;
         self.cues.restored.notify_one();
         Ok(())
     }
@@ -193,6 +195,17 @@ impl StateMachine for KvMachine {
     }
 }
 
+/// What the store says of a snapshot, as Raft wants to hear it: a full disk by its kind, and
+/// what the store itself has met without more around it.
+fn restore_failed(error: RestoreError) -> io::Error {
+    let RestoreError::Fatal(fatal) = error else { return io::Error::other(error) };
+    let kind = match &fatal {
+        Fatal::Io { source, .. } => source.downcast_ref().map(io::Error::kind),
+        _ => None,
+    };
+    io::Error::new(kind.unwrap_or(io::ErrorKind::Other), fatal)
+}
+
 impl KvMachine {
     /// Takes note of an announcement. One that cannot be read is of a later version, and is
     /// ignored: it carries nothing that the store depends on.
@@ -215,5 +228,24 @@ impl KvMachine {
         if member_id == self.roster.me().id {
             self.cues.asked.notify_one(); // what is true is said again
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn what_stops_a_restore_keeps_its_kind_and_its_damage() {
+        let full = Arc::new(io::Error::from(ErrorKind::StorageFull));
+        let full = Fatal::Io { op: "restore", source: full };
+        assert_eq!(restore_failed(full.into()).kind(), ErrorKind::StorageFull);
+        let corrupt = Fatal::Corrupt { file: "1.seg".into(), offset: 7, what: String::new() };
+        assert!(repair::damage_in(&restore_failed(corrupt.into())).is_some());
+        let other = restore_failed(RestoreError::Truncated);
+        assert!(repair::damage_in(&other).is_none());
+        assert_eq!(other.kind(), ErrorKind::Other);
     }
 }

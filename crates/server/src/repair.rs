@@ -88,7 +88,9 @@ pub(crate) fn store_dir(data_dir: &Path) -> PathBuf {
 pub(crate) fn damage_of(fault: &ServerFault) -> Option<Fatal> {
     match fault {
         ServerFault::Store(fatal) => damage(fatal),
-        ServerFault::Raft(Fault::Machine { source, .. }) => damage_in(source),
+        ServerFault::Raft(Fault::Machine { source, .. } | Fault::Restore { source, .. }) => {
+            damage_in(source)
+        }
         _ => None,
     }
 }
@@ -256,6 +258,8 @@ mod tests {
         assert!(damage_of(&ServerFault::Removed).is_none());
         let source = Arc::new(io::Error::other(corrupt.clone()));
         let upto = kontiki::EntryId::new(9, 2);
+        let restore = Fault::Restore { at: upto, source: Arc::clone(&source) };
+        assert!(damage_of(&ServerFault::Raft(restore)).is_some());
         assert!(damage_of(&ServerFault::Raft(Fault::Machine { upto, source })).is_some());
         assert!(damage_in(&io::Error::other(corrupt)).is_some());
         assert!(damage_in(&ErrorKind::NotFound.into()).is_none());

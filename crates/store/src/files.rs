@@ -110,6 +110,9 @@ impl Files {
                 DurableMark::default()
             }
         };
+        // What was renamed before a crash may not be durable yet. What it stands for must not go
+        // before it is.
+        files.sync_dir().map_err(io)?;
         let mut found =
             Found { files, mark, segments: BTreeMap::new(), checkpoints: BTreeMap::new() };
         for name in names {

@@ -311,7 +311,11 @@ async fn a_state_machine_that_fails_stops_the_node() {
 
 /// A state machine on a disk that loses nothing: it is there before and after the node.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Durable(Arc<Mutex<(u64, Vec<Vec<u8>>)>>, Arc<AtomicBool>);
+pub(crate) struct Durable(
+    pub(crate) Arc<Mutex<(u64, Vec<Vec<u8>>)>>,
+    /// Its disk is full.
+    pub(crate) Arc<AtomicBool>,
+);
 
 impl StateMachine for Durable {
     type Response = usize;
@@ -326,6 +330,9 @@ impl StateMachine for Durable {
     }
 
     fn restore(&mut self, at: EntryId, from: &mut dyn io::Read) -> io::Result<()> {
+        if self.is_storage_full() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let mut list = List::default();
         list.restore(at, from)?;
         *self.0.lock().unwrap() = (at.index.get(), list.0);

@@ -1,10 +1,13 @@
 //! A state machine in memory is saved, its log is purged, and it comes back from both.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::atomic::Ordering, time::Duration};
 
 use kontiki::{Builder, Compaction, Index, Raft, ReadError, Rejection, StartError};
 
-use crate::common::{Cluster, List, eventually, leader};
+use crate::{
+    common::{Cluster, List, eventually, leader, quick, small_log},
+    faults::Durable,
+};
 
 /// Saves often and keeps little: a segment holds 64 of the commands of these tests.
 fn often(builder: Builder<List>) -> Builder<List> {
@@ -221,4 +224,56 @@ async fn a_follower_that_needs_what_is_purged_is_caught_up_by_a_snapshot() {
         (len == 401).then_some(())
     })
     .await;
+}
+
+/// A full disk puts the snapshot off: the node keeps the state that it has, serves stale reads
+/// from it, and takes the snapshot over when there is space.
+#[tokio::test]
+async fn a_snapshot_waits_for_space() {
+    let cluster = Cluster::new(3);
+    let start = async |id: u64, machine: &Durable| {
+        let compaction =
+            Compaction { snapshot_after_bytes: 100_000, keep_bytes: 0, slow_follower_bytes_max: 1 };
+        let builder = Raft::builder(id, machine.clone())
+            .data_dir(cluster.data_dir(id))
+            .bootstrap(cluster.members.clone())
+            .log_options(small_log())
+            .compaction(compaction)
+            .tune(quick)
+            .tune(|config| (config.purge_entries_min, config.log_keep_bytes) = (10, 0));
+        builder.start().await.ok()
+    };
+    let machines = [Durable::default(), Durable::default(), Durable::default()];
+    let mut nodes = Vec::new();
+    for (id, machine) in (1..).zip(&machines) {
+        nodes.push(start(id, machine).await.unwrap());
+    }
+    let away = nodes.remove((leader(&nodes).await + 1) % 3);
+    let id = away.identity().id.get();
+    let machine = &machines[usize::try_from(id).unwrap() - 1];
+    away.shutdown().await.unwrap();
+    let at = leader(&nodes).await;
+    for _ in 0..400 {
+        nodes[at].propose(vec![7; 4000]).await.unwrap();
+    }
+    eventually("the log is purged", || async {
+        (Index(100) < nodes[at].status().await.unwrap().log_start.index).then_some(())
+    })
+    .await;
+
+    machine.1.store(true, Ordering::Relaxed);
+    let back = eventually("it starts", || start(id, machine)).await;
+    eventually("the snapshot has come", || async {
+        (Index(100) < back.status().await.unwrap().log_start.index).then_some(())
+    })
+    .await;
+    let len = |machine: &Durable| machine.0.lock().unwrap().1.len();
+    assert!(back.read_stale(len).await.unwrap() < 400, "it serves what it has");
+    assert!(back.status().await.unwrap().is_storage_full);
+    machine.1.store(false, Ordering::Relaxed);
+    eventually("it has caught up", || async {
+        (back.read_stale(len).await.unwrap() == 400).then_some(())
+    })
+    .await;
+    back.shutdown().await.unwrap();
 }

@@ -4,7 +4,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -25,6 +25,8 @@ const DIR: &str = "/kv";
 struct Filling {
     disk: MemoryDisk,
     is_full: Arc<AtomicBool>,
+    /// What was done to names: removed, or made durable.
+    of_names: Arc<Mutex<Vec<&'static str>>>,
 }
 
 #[derive(Debug)]
@@ -80,10 +82,12 @@ impl Disk for Filling {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        self.of_names.lock().unwrap().push("remove");
         self.disk.remove(path)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.of_names.lock().unwrap().push("sync");
         self.disk.sync_dir(dir)
     }
 
@@ -228,4 +232,18 @@ fn nobody_waits_for_space_at_the_end() {
     });
     store.finish().unwrap();
     assert_eq!((store.applied().0, store.durable_applied()), (10, 0));
+}
+
+/// What an earlier process has renamed may be lost with the power, and what it stands for must
+/// be there then.
+#[test]
+fn names_are_durable_before_others_are_removed_for_them() {
+    let disk = Filling::default();
+    drop(disk.store());
+    let left = Path::new(DIR).join("00000000-0000000000000001-00000000.seg");
+    disk.create(&left).unwrap();
+    disk.of_names.lock().unwrap().clear();
+    drop(disk.store());
+    assert!(disk.open(&left).is_err(), "it is of an epoch that is over");
+    assert_eq!(disk.of_names.lock().unwrap()[..2], ["sync", "remove"]);
 }
