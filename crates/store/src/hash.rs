@@ -45,12 +45,19 @@ impl Store {
 }
 
 impl Shared {
-    /// Whether history needs an event that is not after the compact revision.
-    pub(crate) fn retains(&self, event: &Event<'_>) -> Result<bool, Fatal> {
+    /// Whether history needs an event that is not after `compact_revision`. `None` if history
+    /// was compacted further meanwhile: then nobody knows any more.
+    pub(crate) fn retains(
+        &self,
+        event: &Event<'_>,
+        compact_revision: i64,
+    ) -> Result<Option<bool>, Fatal> {
         let state = self.read_state()?;
-        let compact_revision = state.position.compact_revision;
+        if state.position.compact_revision != compact_revision {
+            return Ok(None);
+        }
         let entry = state.index.get(event.key);
-        Ok(entry.is_some_and(|key| key.retains(event.version.at, compact_revision)))
+        Ok(Some(entry.is_some_and(|key| key.retains(event.version.at, compact_revision))))
     }
 }
 

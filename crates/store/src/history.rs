@@ -64,7 +64,8 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Compacted`] if there may be events that are gone: `revision` has to be
-    /// after the compact revision, or at it.
+    /// after the compact revision, or at it. If it is at it, and history is compacted further
+    /// while it is read, some events may have been handed out before.
     pub fn scan_events(
         &self,
         revision: i64,
@@ -80,14 +81,24 @@ impl Store {
         };
         // At the compact revision itself some are dead: only those after it surely are not.
         let compact_revision = history.position.compact_revision;
-        let mut is_enough = false;
+        let (mut is_enough, mut is_overtaken) = (false, false);
         history.frames_from(revision, &mut |header, frame| {
             for item in header.records(frame) {
                 let (event, _) = item.map_err(|what| Fatal::unsound(header.seq, what))?;
                 let at = event.version.at;
                 let is_wanted = revision <= at.main && !is_enough;
-                if !is_wanted || (at.main <= compact_revision && !shared.retains(&event)?) {
+                if !is_wanted {
                     continue;
+                }
+                if at.main <= compact_revision {
+                    match shared.retains(&event, compact_revision)? {
+                        Some(true) => {}
+                        Some(false) => continue,
+                        None => {
+                            is_overtaken = true;
+                            return Ok(ControlFlow::Break(()));
+                        }
+                    }
                 }
                 let (key, value) = (event.key, event.value);
                 let (mod_revision, version) = (at.main, event.version);
@@ -103,7 +114,7 @@ impl Store {
             }
             Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
-        Ok(())
+        if is_overtaken { Err(StoreError::Compacted) } else { Ok(()) }
     }
 }
 

@@ -1,12 +1,12 @@
 //! Compaction: what may be asked for, what is kept, and what is given back.
 
-use std::{path::Path, sync::Arc};
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
-use kontiki_store::{RangeRequest, Store, StoreOptions};
+use kontiki_store::{RangeRequest, RequestOp, Store, StoreOptions};
 
 use crate::support::{
-    PATIENCE, apply_compact, apply_delete, apply_put, compact_fully, delete, disk::MemoryDisk,
-    keys, quiet, range, read, read_refusal, store,
+    PATIENCE, apply_compact, apply_delete, apply_put, apply_txn, compact_fully, delete,
+    disk::MemoryDisk, keys, put, quiet, range, read, read_refusal, store, txn,
 };
 
 #[test]
@@ -48,6 +48,32 @@ fn what_is_alive_stays_and_the_rest_goes() {
     compact_fully(&store);
     assert_eq!(store.size_in_use_bytes(), 52 + 2, "only a@6");
     assert_eq!(keys(&read(&store, &range("a", "z"))), ["a"]);
+}
+
+/// Whoever reads events at the compact revision itself is told when history was compacted
+/// further meanwhile, and skips nothing in silence.
+#[test]
+fn a_scan_that_is_overtaken_says_so() {
+    let scan = |is_overtaken: bool| {
+        let store = store();
+        let both = ["a", "b"].map(|key| RequestOp::Put(put(key, "1"))).to_vec();
+        apply_txn(&store, &txn(both)).unwrap(); // 2
+        apply_put(&store, "a", "2");
+        apply_put(&store, "b", "2"); // 4
+        apply_compact(&store, 2).unwrap();
+        let mut seen = Vec::new();
+        let scanned = store.scan_events(2, &mut |event| {
+            if is_overtaken && seen.is_empty() {
+                apply_compact(&store, 4).unwrap();
+                compact_fully(&store);
+            }
+            seen.push((event.key[0], event.mod_revision));
+            ControlFlow::Continue(())
+        });
+        (scanned.is_ok(), seen)
+    };
+    assert_eq!(scan(false), (true, vec![(b'a', 2), (b'b', 2), (b'a', 3), (b'b', 4)]));
+    assert_eq!(scan(true), (false, vec![(b'a', 2)]));
 }
 
 /// etcd #18089, #19179: a watch that starts at the compact revision must see the deletion.
