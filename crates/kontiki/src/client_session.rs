@@ -165,7 +165,7 @@ impl<S: StateMachine> Raft<S> {
                     None
                 }
             };
-            if let Some(why @ Rejection::TooLarge { .. }) = why {
+            if let Some(why @ (Rejection::TooLarge { .. } | Rejection::NoSessions)) = why {
                 return Err(SessionError::Rejected(why));
             }
             if deadline <= Instant::now() + PAUSE {

@@ -286,6 +286,7 @@ fn put_rejection(buf: &mut Vec<u8>, why: &Rejection) {
         }
         Rejection::NoSpace => buf.push(11),
         Rejection::NoState => buf.push(12),
+        Rejection::NoSessions => buf.push(13),
     }
 }
 
@@ -466,6 +467,7 @@ impl Reader {
             10 => Rejection::InvalidChange(self.change_error()?),
             11 => Rejection::NoSpace,
             12 => Rejection::NoState,
+            13 => Rejection::NoSessions,
             tag => return Err(DecodeError::Tag { what: "rejection", tag }),
         }))
     }

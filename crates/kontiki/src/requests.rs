@@ -226,6 +226,7 @@ impl Requests {
             | Rejection::MembershipChanged { .. }
             | Rejection::InvalidChange(_)
             | Rejection::NoSpace
+            | Rejection::NoSessions
             | Rejection::Stopped => self.close(attempt, Answer::Rejected(why), answers),
         }
     }

@@ -53,6 +53,7 @@ impl<S: StateMachine> Builder<S> {
             self.log_options.seed = random()?;
         }
         let sessions = self.check_sessions()?;
+        self.config.keeps_sessions = sessions.is_some();
         let (request, listen) = self.introduce().await?;
         self.config.id = request.node;
         let clock = self.clock.take().unwrap_or_else(|| Arc::new(MonotonicClock::new()));

@@ -51,6 +51,9 @@ pub struct Config {
     pub log_bytes_max: u64,
     /// A purge is asked for only when it frees at least this many entries. 1,024.
     pub purge_entries_min: u64,
+    /// Whether the state machine can apply commands of client sessions. A leader whose machine
+    /// cannot takes none: they would stop every node like it. True.
+    pub keeps_sessions: bool,
 }
 
 impl Config {
@@ -77,6 +80,7 @@ impl Config {
             log_keep_bytes: 16 << 20,
             log_bytes_max: 1 << 30,
             purge_entries_min: 1_024,
+            keeps_sessions: true,
         }
     }
 

@@ -275,6 +275,8 @@ pub enum Rejection {
     /// The state machine of this node, or of the leader, has lost its state and waits for a
     /// snapshot. Try again.
     NoState,
+    /// The leader keeps no client sessions.
+    NoSessions,
 }
 
 impl fmt::Display for Rejection {
@@ -298,6 +300,9 @@ impl fmt::Display for Rejection {
             }
             Self::InvalidChange(why) => write!(f, "{why}"),
             Self::NoSpace => f.write_str("the disk of the leader is full"),
+            Self::NoSessions => {
+                f.write_str("the leader keeps no client sessions: start it with sessions")
+            }
             Self::NoState => f.write_str("the state was lost, and a snapshot has not come yet"),
         }
     }

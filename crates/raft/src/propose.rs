@@ -158,6 +158,9 @@ impl RaftCore {
         if self.applying.is_bereft() {
             return Err(Rejection::NoState);
         }
+        if proposal.is_session && !self.config.keeps_sessions {
+            return Err(Rejection::NoSessions);
+        }
         let bytes = proposal.command.len();
         self.check_size(bytes)?;
         if self.config.uncommitted_bytes_max < leading.uncommitted_bytes + bytes {

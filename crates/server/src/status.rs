@@ -205,6 +205,7 @@ fn of_rejection(rejection: &Rejection) -> Refusal {
         | Rejection::Transferring { .. }
         | Rejection::NotReady
         | Rejection::NoState
+        | Rejection::NoSessions
         | Rejection::MembershipInProgress { .. }
         | Rejection::MembershipChanged { .. }
         | Rejection::InvalidChange(_)

@@ -111,7 +111,7 @@ impl Shared {
         if rewrite.is_none() && stalled_until.is_none() && *walked <= due {
             let planned = self.plan_rewrite(mark.segment_seq, *walked);
             match planned.map_err(|fatal| self.fail(fatal))? {
-                Planned::Rewrite(planned) => *rewrite = Some(planned),
+                Planned::Rewrite(planned) => *rewrite = Some(*planned),
                 Planned::Nothing => {}
                 Planned::NoSpace => *stalled_until = Some(mark.frame_seq + STALLED_FRAMES),
             }

@@ -101,7 +101,7 @@ pub(crate) struct Rewrite {
 
 /// What there is to rewrite.
 pub(crate) enum Planned {
-    Rewrite(Rewrite),
+    Rewrite(Box<Rewrite>),
     Nothing,
     /// Something, and nowhere to put it.
     NoSpace,
@@ -145,7 +145,7 @@ impl Shared {
         };
         let number = self.state.write().tail.allocate();
         let last_written = header.prev_frame_seq;
-        Ok(Planned::Rewrite(Rewrite {
+        Ok(Planned::Rewrite(Box::new(Rewrite {
             sources,
             reading: 0,
             offset: SEGMENT_HEADER_BYTES as u64,
@@ -165,7 +165,7 @@ impl Shared {
             moves: Vec::new(),
             moved: 0,
             is_published: false,
-        }))
+        })))
     }
 
     /// Half a copy on a full disk is in the way. If it cannot be removed either, the next start

@@ -50,6 +50,7 @@ fn rejection() -> impl Strategy<Value = Rejection> {
         change_error().prop_map(Rejection::InvalidChange),
         Just(Rejection::NoSpace),
         Just(Rejection::NoState),
+        Just(Rejection::NoSessions),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kontiki::{Builder, Compaction, SessionError, StartError};
+use kontiki::{Builder, Compaction, Rejection, SessionError, StartError};
 
 use crate::{
     common::{Cluster, List, eventually, leader},
@@ -119,4 +119,21 @@ async fn commands_of_one_session_may_overtake_each_other() {
         (len == 100).then_some(())
     })
     .await;
+}
+
+/// A node that was started otherwise than the rest is told so, and stops nobody.
+#[tokio::test]
+async fn a_leader_that_keeps_no_sessions_takes_none_from_others() {
+    let cluster = Cluster::new(3);
+    let mut nodes = Vec::new();
+    for id in 1..=2 {
+        nodes.push(cluster.start(id).await);
+    }
+    leader(&nodes).await;
+    let odd = with_sessions(&cluster, 3).start().await.unwrap();
+    let refused = odd.session().await.unwrap_err();
+    let is_it = matches!(refused, SessionError::Rejected(Rejection::NoSessions));
+    assert!(is_it, "{refused:?}");
+    nodes[0].propose("and on").await.unwrap();
+    assert_eq!(nodes[1].read(|list| list.0.len()).await.unwrap(), 1);
 }

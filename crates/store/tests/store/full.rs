@@ -4,7 +4,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -13,6 +13,7 @@ use std::{
 
 use kontiki_disk::{Disk, DiskFile, DiskLock};
 use kontiki_store::{Store, StoreOptions};
+use parking_lot::Mutex;
 
 use crate::support::{
     apply_compact, apply_put, compact_fully, disk::MemoryDisk, quiet, range, read,
@@ -82,12 +83,12 @@ impl Disk for Filling {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.of_names.lock().unwrap().push("remove");
+        self.of_names.lock().push("remove");
         self.disk.remove(path)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.of_names.lock().unwrap().push("sync");
+        self.of_names.lock().push("sync");
         self.disk.sync_dir(dir)
     }
 
@@ -242,8 +243,8 @@ fn names_are_durable_before_others_are_removed_for_them() {
     drop(disk.store());
     let left = Path::new(DIR).join("00000000-0000000000000001-00000000.seg");
     disk.create(&left).unwrap();
-    disk.of_names.lock().unwrap().clear();
+    disk.of_names.lock().clear();
     drop(disk.store());
     assert!(disk.open(&left).is_err(), "it is of an epoch that is over");
-    assert_eq!(disk.of_names.lock().unwrap()[..2], ["sync", "remove"]);
+    assert_eq!(disk.of_names.lock()[..2], ["sync", "remove"]);
 }
