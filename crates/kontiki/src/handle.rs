@@ -133,6 +133,13 @@ impl Status {
         let progress = self.progress.iter().find(|progress| progress.id == id)?;
         Some(self.last.index.get().saturating_sub(progress.match_index.get()))
     }
+
+    /// Whether this node was removed from the cluster, by a decision that is committed.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.membership_at.index <= self.commit_index
+            && self.membership.has_removed(self.identity.id)
+    }
 }
 
 /// What the node loop is asked by its handles.
@@ -416,6 +423,23 @@ impl<S: StateMachine> Raft<S> {
         let (reply, response) = oneshot::channel();
         self.submit(Request::WatchStatus(reply), 0).map_err(|refused| self.read_error(&refused))?;
         response.await.map_err(|_| ReadError::Stopped(self.fault()))
+    }
+
+    /// Returns when this node has heard that it was removed from the cluster: nobody counts on it
+    /// any more, and it can be [shut down](Self::shutdown). One that could not be reached at that
+    /// time does not hear of it.
+    ///
+    /// # Errors
+    ///
+    /// When the node stops before.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future can be dropped at any time.
+    pub async fn removed(&self) -> Result<(), ReadError> {
+        let mut statuses = self.watch_status().await?;
+        let heard = statuses.wait_for(Status::is_removed).await;
+        heard.map(|_| ()).map_err(|_| ReadError::Stopped(self.fault()))
     }
 
     /// Saves the state machine now, and returns what the snapshot stands for when it is durable:

@@ -124,6 +124,16 @@ impl Membership {
         self.voters().any(|voter| voter == id) || self.outgoing.contains(&id)
     }
 
+    /// Whether `id` was a member once and counts for nothing any more. Whoever leaves still
+    /// counts while the membership is joint, and has to go on voting until the next one is
+    /// committed.
+    #[must_use]
+    pub fn has_removed(&self, id: NodeId) -> bool {
+        // Ids only grow: an older membership has not known a later one yet.
+        let was_known = id.get() != 0 && id < self.next_id;
+        was_known && self.member(id).is_none() && !self.outgoing.contains(&id)
+    }
+
     /// Whether `id` decides everything alone: no other counts, in either half.
     #[must_use]
     pub fn is_lone_voter(&self, id: NodeId) -> bool {

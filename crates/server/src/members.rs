@@ -192,7 +192,7 @@ impl Roster {
         if let Some(me) = people.members.iter().find(|member| member.node == node) {
             people.me = me.clone();
         }
-        people.is_removed = people.applied.as_ref().is_some_and(|known| is_gone(known, node));
+        people.is_removed = people.applied.as_ref().is_some_and(|known| known.has_removed(node));
     }
 
     /// The members of `membership`, as clients see them.
@@ -204,7 +204,7 @@ impl Roster {
     pub(crate) fn follow(&self, membership: &Membership) {
         self.show(membership);
         let mut people = self.people_mut();
-        people.is_removed = is_gone(membership, people.me.node);
+        people.is_removed = membership.has_removed(people.me.node);
         people.applied = Some(membership.clone());
     }
 
@@ -354,14 +354,6 @@ impl People {
             is_learner: member.is_learner,
         }
     }
-}
-
-/// Whether `node` was a member and counts for nothing any more. Whoever leaves still counts
-/// while the membership is joint, and must go on voting until the next one stands.
-fn is_gone(membership: &Membership, node: NodeId) -> bool {
-    // Ids only grow: an older membership has not known this one yet.
-    let was_known = node < membership.next_id && node != NodeId::default();
-    was_known && membership.member(node).is_none() && !membership.outgoing.contains(&node)
 }
 
 /// What the log says of a member, if anything.

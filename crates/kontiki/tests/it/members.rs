@@ -103,8 +103,11 @@ async fn a_learner_is_promoted_by_hand_demoted_and_removed() {
     assert!(!membership.is_joint());
 
     first.change_membership(ChangeSet::one(Change::Demote(id))).await.unwrap();
+    assert!(!second.status().await.unwrap().is_removed());
     let membership = first.change_membership(ChangeSet::one(Change::Remove(id))).await.unwrap();
     assert_eq!(membership.members.len(), 1);
+    second.removed().await.unwrap();
+    assert!(!first.status().await.unwrap().is_removed());
     second.shutdown().await.unwrap();
     first.propose("alone again").await.unwrap();
 }
@@ -192,6 +195,7 @@ async fn a_leader_that_is_removed_leaves_the_others_at_work() {
     let remove = ChangeSet::one(Change::Remove(old.identity().id));
     let membership = old.change_membership(remove).await.unwrap();
     assert_eq!(membership.voters().count(), 2);
+    old.removed().await.unwrap();
     leader(&nodes).await;
     nodes[0].propose("without it").await.unwrap();
     holds(&nodes[1], 1).await;

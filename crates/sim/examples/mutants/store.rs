@@ -129,8 +129,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "forget what only a checkpoint says of durability",
         file: "crates/store/src/open.rs",
         patches: &[(
-            "loaded.as_ref().map_or(mark, |loaded| mark.max(loaded.mark));",
-            "loaded.as_ref().map_or(mark, |loaded| mark.min(loaded.mark).max(mark));",
+            "loaded.as_ref().map_or(mark, |loaded| mark.max(loaded.rests_on()));",
+            "loaded.as_ref().map_or(mark, |loaded| mark.min(loaded.rests_on()).max(mark));",
         )],
     },
     Mutant {
@@ -405,10 +405,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "tell watchers of events that are compacted",
         file: "crates/store/src/history.rs",
-        patches: &[(
-            "(at.main <= compact_revision && !shared.retains(&event)?)",
-            "(at.main <= compact_revision.min(0) && !shared.retains(&event)?)",
-        )],
+        patches: &[("if at.main <= compact_revision {", "if at.main <= compact_revision.min(0) {")],
     },
     Mutant {
         name: "leave out of a snapshot what is not on disk",
@@ -432,6 +429,32 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         patches: &[(
             "FrameHeader::seal(&mut open.bytes, start, salt, what, position, self.frame_count);",
             "let written = Position { compact_revision: -1, ..*position };\n        FrameHeader::seal(&mut open.bytes, start, salt, what, &written, self.frame_count);",
+        )],
+    },
+    Mutant {
+        name: "take for torn what a checkpoint points to (pitfall D7)",
+        file: "crates/store/src/checkpoint/load.rs",
+        patches: &[("|last| last.max(self.mark))", "|last| last.min(self.mark))")],
+    },
+    Mutant {
+        name: "skip in silence what compaction has taken from a scan",
+        file: "crates/store/src/history.rs",
+        patches: &[(
+            "if is_overtaken { Err(",
+            "if is_overtaken && history.position.revision == 0 { Err(",
+        )],
+    },
+    Mutant {
+        name: "call compaction done that found the disk full",
+        file: "crates/store/src/compaction.rs",
+        patches: &[("if *done < *walked && stalled_until.is_none() {", "if *done < *walked {")],
+    },
+    Mutant {
+        name: "remove files before the names that replace them are durable",
+        file: "crates/store/src/files.rs",
+        patches: &[(
+            "        files.sync_dir().map_err(io)?;\n        let mut found =",
+            "        let mut found =",
         )],
     },
 ];
