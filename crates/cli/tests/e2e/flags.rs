@@ -66,6 +66,28 @@ fn a_flag_wins_over_our_variable_and_that_over_etcds() {
 }
 
 #[test]
+fn flags_of_etcd_that_are_not_known_are_all_named_with_advice() {
+    let told = refused(&["serve", "-snapshot-count", "10", "--wal-dir=w", "--name", "n1"], &[]);
+    let named = "--snapshot-count, --wal-dir: not known to this server, though etcd may have it";
+    assert!(told.contains(named), "{told}");
+    let told = refused(&["serve", "--peer-cert-file", "c", "--cors=*"], &[]);
+    assert!(told.contains("--peer-cert-file: TLS is not supported yet"), "{told}");
+    assert!(told.contains("--cors: not known to this server"), "{told}");
+}
+
+#[test]
+fn a_variable_of_ours_that_is_not_known_is_told_of() {
+    let output = Command::new(KONTIKI)
+        .args(["serve", "--data-dir", "/dev/null/nowhere"])
+        .env("KONTIKI_ELECTION_TIMOUT", "2000")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("KONTIKI_ELECTION_TIMOUT is a setting that this server"), "{told}");
+}
+
+#[test]
 fn a_variable_of_etcd_that_asks_for_tls_stops_the_server() {
     let told = refused(&["serve"], &[("ETCD_PEER_AUTO_TLS", "true")]);
     assert!(told.contains("ETCD_PEER_AUTO_TLS: TLS is not supported yet"), "{told}");
