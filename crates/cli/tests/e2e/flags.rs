@@ -1,8 +1,11 @@
 //! A wrong command line is refused in words that say what is wrong, with exit code 2.
 
-use std::process::{Command, Stdio};
+use std::{
+    net::TcpListener,
+    process::{Command, Stdio},
+};
 
-use crate::servers::KONTIKI;
+use crate::servers::{KONTIKI, directory, free_ports};
 
 /// Runs a command that must be refused; returns what it says.
 fn refused(args: &[&str], environment: &[(&str, &str)]) -> String {
@@ -91,6 +94,31 @@ fn a_variable_of_ours_that_is_not_known_is_told_of() {
 fn a_variable_of_etcd_that_asks_for_tls_stops_the_server() {
     let told = refused(&["serve"], &[("ETCD_PEER_AUTO_TLS", "true")]);
     assert!(told.contains("ETCD_PEER_AUTO_TLS: TLS is not supported yet"), "{told}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_told_with_its_flag() {
+    let dir = directory();
+    for (flag, other) in [
+        ("--listen-peer-urls", "--listen-client-urls"),
+        ("--listen-client-urls", "--listen-peer-urls"),
+    ] {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = holder.local_addr().unwrap();
+        let output = Command::new(KONTIKI)
+            .args(["serve", flag, &format!("http://{taken}")])
+            .args([other, &format!("http://127.0.0.1:{}", free_ports(1)[0])])
+            .arg("--data-dir")
+            .arg(dir.path().join("data"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        let told = log.lines().last().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        assert!(told.contains(&format!("{flag}: cannot ")), "{told}");
+        assert!(told.contains(&taken.to_string()) && told.contains("in use"), "{told}");
+    }
 }
 
 #[test]
