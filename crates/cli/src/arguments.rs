@@ -8,8 +8,10 @@ use std::{env, ffi::OsString};
 
 use clap::{
     Command,
-    error::{ContextKind, ContextValue},
+    error::{ContextKind, ContextValue, ErrorKind},
 };
+
+use crate::serve;
 
 /// The client's flags that may stand before the command; true if a value follows.
 const CLIENT_FLAGS: &[(&str, bool)] = &[
@@ -92,6 +94,15 @@ pub(crate) fn environment_at_fault(error: &clap::Error, args: &[OsString]) -> Op
     });
     let variable = variable(long);
     if is_given || env::var_os(&variable).is_none() { None } else { Some(variable) }
+}
+
+/// What to do about flags that `serve` does not know, if they are what is wrong.
+pub(crate) fn advice(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    let is_serve = args.get(1).is_some_and(|command| command == "serve");
+    if !is_serve || error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    serve::advice(args.iter().skip(2).filter_map(|arg| arg.to_str()))
 }
 
 #[cfg(test)]

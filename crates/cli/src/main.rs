@@ -70,6 +70,9 @@ fn main() -> ExitCode {
             if let Some(origin) = arguments::environment_at_fault(&error, &args) {
                 complain(&format!("the value is that of the environment variable {origin}"));
             }
+            if let Some(advice) = arguments::advice(&error, &args) {
+                complain(&advice);
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };

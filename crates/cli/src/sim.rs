@@ -12,11 +12,12 @@ use std::{
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use kontiki_sim::{
+    Recorder,
     scenario::Scenario,
     swarm::{self, Options, Progress, Report},
 };
 
-use crate::failure::Failure;
+use crate::{failure::Failure, labs::tell};
 
 /// A bar that moves more often than this cannot be followed, and costs time.
 const DRAWS_PER_SECOND: u8 = 10;
@@ -60,6 +61,10 @@ pub(crate) struct SimArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seeds", "minutes"])]
     replay: Option<PathBuf>,
 
+    /// Print every event of the replay, one a line, as `kontiki labs --trace` does
+    #[arg(long, requires = "replay")]
+    trace: bool,
+
     /// Make the failing scenario of a file smaller, in place
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seeds", "minutes", "replay"])]
     shrink: Option<PathBuf>,
@@ -69,7 +74,7 @@ pub(crate) struct SimArgs {
 /// met some class of events.
 pub(crate) fn run(args: &SimArgs, stdout: &mut dyn io::Write) -> Result<(), Failure> {
     if let Some(path) = &args.replay {
-        return replay(path, stdout);
+        return replay(path, args.trace, stdout);
     }
     if let Some(path) = &args.shrink {
         return shrink_file(path, stdout);
@@ -155,14 +160,22 @@ fn read(path: &Path) -> Result<Scenario, Failure> {
     text.parse().map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
 }
 
-fn replay(path: &Path, stdout: &mut dyn io::Write) -> Result<(), Failure> {
-    match swarm::play(&read(path)?) {
+fn replay(path: &Path, is_traced: bool, stdout: &mut dyn io::Write) -> Result<(), Failure> {
+    let scenario = read(path)?;
+    let played = if is_traced {
+        swarm::play_recorded(&scenario, Recorder::telling(tell))
+    } else {
+        swarm::play(&scenario)
+    };
+    match played {
         Ok(_) => {
             writeln!(stdout, "{}: nothing is wrong", path.display())?;
             Ok(())
         }
         Err(failure) => {
-            writeln!(stdout, "{failure}")?;
+            if !is_traced {
+                writeln!(stdout, "{failure}")?;
+            }
             writeln!(stdout, "{FAILED_AT}{} {}", failure.at.as_micros(), failure.what)?;
             Err(Failure::new("the scenario fails"))
         }

@@ -1,5 +1,8 @@
 //! What can go wrong, one type for each operation and one variant for each thing that a caller
 //! would do about it.
+//!
+//! What a request is answered with tells its reason itself, for it is printed a line at a time.
+//! [`StartError`] and [`Fault`], which end something, have sources: [`with_causes`] tells all.
 
 use std::{error::Error, io, path::PathBuf, sync::Arc};
 
@@ -101,8 +104,8 @@ pub enum Fault {
 #[non_exhaustive]
 pub enum ProposeError {
     /// It was certainly not appended. Safe to try again, here or elsewhere.
-    #[error("the proposal was not taken")]
-    Rejected(#[source] Rejection),
+    #[error("the proposal was not taken: {0}")]
+    Rejected(Rejection),
     /// It was appended, and another leader has put another entry into its place: certainly
     /// lost. Safe to try again.
     #[error("the proposal at {at} was replaced by another leader")]
@@ -118,8 +121,8 @@ pub enum ProposeError {
         at: Option<EntryId>,
     },
     /// The node has stopped. What became of the proposal is not known.
-    #[error("the node has stopped")]
-    Stopped(#[source] Fault),
+    #[error("the node has stopped: {}", with_causes(.0))]
+    Stopped(Fault),
 }
 
 /// Why a read was not served.
@@ -127,11 +130,11 @@ pub enum ProposeError {
 #[non_exhaustive]
 pub enum ReadError {
     /// It could not be shown in time that the answer would be current. Safe to try again.
-    #[error("the read was not served")]
-    Rejected(#[source] Rejection),
+    #[error("the read was not served: {0}")]
+    Rejected(Rejection),
     /// The node has stopped.
-    #[error("the node has stopped")]
-    Stopped(#[source] Fault),
+    #[error("the node has stopped: {}", with_causes(.0))]
+    Stopped(Fault),
 }
 
 /// Why there is no snapshot.
@@ -139,8 +142,8 @@ pub enum ReadError {
 #[non_exhaustive]
 pub enum SnapshotError {
     /// The state machine could not be frozen, or the file not be written.
-    #[error("the snapshot failed")]
-    Failed(#[source] Arc<io::Error>),
+    #[error("the snapshot failed: {}", with_causes(.0))]
+    Failed(Arc<io::Error>),
     /// The node has no data directory to keep it in.
     #[error("a node without a data directory keeps no snapshots")]
     Unsupported,
@@ -148,8 +151,8 @@ pub enum SnapshotError {
     #[error("too much is on its way")]
     Busy,
     /// The node has stopped.
-    #[error("the node has stopped")]
-    Stopped(#[source] Fault),
+    #[error("the node has stopped: {}", with_causes(.0))]
+    Stopped(Fault),
 }
 
 /// What became of a command of a client session.
@@ -160,8 +163,8 @@ pub enum SessionError {
     #[error("client sessions are off on this node")]
     Off,
     /// It was certainly not applied: it never will be as it is.
-    #[error("the command was not taken")]
-    Rejected(#[source] Rejection),
+    #[error("the command was not taken: {0}")]
+    Rejected(Rejection),
     /// The session has expired: others were used more recently, and there is no room for all.
     /// The command was applied once or not at all.
     #[error("the session has expired; the command may have been applied before")]
@@ -175,8 +178,8 @@ pub enum SessionError {
     Unknown,
     /// The node has stopped. The command is applied once or not at all. Another node can be asked
     /// the same once more if it has a number: [`Raft::propose_numbered`](crate::Raft::propose_numbered).
-    #[error("the node has stopped")]
-    Stopped(#[source] Fault),
+    #[error("the node has stopped: {}", with_causes(.0))]
+    Stopped(Fault),
 }
 
 /// Why a leadership was not handed over.
@@ -184,7 +187,7 @@ pub enum SessionError {
 #[non_exhaustive]
 pub enum TransferError {
     /// This node does not lead.
-    #[error("this node does not lead")]
+    #[error("this node does not lead: {}", Rejection::NotLeader { leader: *.leader })]
     NotLeader {
         /// Who does, as far as it knows.
         leader: Option<NodeId>,
@@ -193,8 +196,8 @@ pub enum TransferError {
     #[error("the target did not take over in time")]
     TimedOut,
     /// The node has stopped.
-    #[error("the node has stopped")]
-    Stopped(#[source] Fault),
+    #[error("the node has stopped: {}", with_causes(.0))]
+    Stopped(Fault),
 }
 
 /// Why a node did not start.
@@ -258,8 +261,17 @@ pub enum StartError {
     System(#[source] io::Error),
 }
 
-/// An error and its causes on one line, for logs.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+/// An error and its causes on one line, as the log lines have them.
+///
+/// ```
+/// use kontiki::{StartError, with_causes};
+///
+/// let source = std::io::Error::other("address in use");
+/// let error = StartError::Listen { address: "127.0.0.1:7001".to_owned(), source };
+/// assert_eq!(with_causes(&error), "cannot listen on 127.0.0.1:7001: address in use");
+/// ```
+#[must_use]
+pub fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -272,4 +284,41 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_tells_its_reason_once() {
+        let leads = Rejection::NotLeader { leader: Some(NodeId(2)) };
+        let fault = Fault::Log(Arc::new(io::Error::other("no such device")));
+        let stopped = "the node has stopped: the log of this node failed, so it has stopped; \
+                       check the disk and start it anew: no such device";
+        let errors: [(Box<dyn Error>, &str); 6] = [
+            (
+                ProposeError::Rejected(leads).into(),
+                "the proposal was not taken: not the leader, n2 is",
+            ),
+            (ProposeError::Stopped(fault.clone()).into(), stopped),
+            (
+                ReadError::Rejected(Rejection::Busy).into(),
+                "the read was not served: too much is on its way",
+            ),
+            (SessionError::Stopped(fault).into(), stopped),
+            (
+                SnapshotError::Failed(Arc::new(io::Error::other("disk full"))).into(),
+                "the snapshot failed: disk full",
+            ),
+            (
+                TransferError::NotLeader { leader: None }.into(),
+                "this node does not lead: no leader is known",
+            ),
+        ];
+        for (error, text) in errors {
+            assert_eq!(error.to_string(), text);
+            assert_eq!(with_causes(&*error), text);
+        }
+    }
 }

@@ -101,7 +101,7 @@ pub use clock::{BoxFuture, Clock, MonotonicClock};
 pub use compaction::Compaction;
 pub use error::{
     Fault, LogFailure, ProposeError, ReadError, SessionError, SnapshotError, StartError,
-    TransferError,
+    TransferError, with_causes,
 };
 pub use event::{Action, Answer, Event, RequestId};
 pub use handle::{Applied, NodeIdentity, Raft, Status};

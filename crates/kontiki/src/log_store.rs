@@ -4,7 +4,7 @@
 use std::{fmt, ops::RangeInclusive, path::PathBuf, sync::Arc};
 
 use kontiki_disk::Disk;
-use kontiki_log::{Identity, IdentityRequest, Log, LogOptions, SpareMaker};
+use kontiki_log::{DamageReport, Identity, IdentityRequest, Log, LogOptions, SpareMaker};
 use kontiki_raft::{Entry, EntryId, Index, Recovered, WriteBatch};
 
 use crate::LogFailure;
@@ -118,6 +118,18 @@ impl LogStore for FileLog {
         let (log, opened) = Log::open(self.disk, &self.dir, request, self.options)?;
         let report = &opened.report;
         tracing::info!(dir = %self.dir.display(), ?report, "log is open");
+        if let Some(DamageReport { path, offset, what, entries, set_aside, .. }) = &report.damage {
+            tracing::error!(
+                file = %path.display(),
+                offset,
+                what,
+                first = %entries.start(),
+                last = %entries.end(),
+                ?set_aside,
+                "the log is damaged: these entries are not certain any more; the files are set \
+                 aside, and nothing reads or removes them",
+            );
+        }
         Ok(OpenedLog {
             identity: opened.identity,
             recovered: opened.recovered,

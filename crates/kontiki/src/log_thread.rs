@@ -23,7 +23,7 @@ use kontiki_raft::{
 use metrics::Histogram;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::{LogFailure, LogReader, LogWriter, Upkeep, error::chain};
+use crate::{LogFailure, LogReader, LogWriter, Upkeep, error::with_causes};
 
 /// What the log thread is asked to do. The bounds of the protocol on entries in flight bound
 /// the queue as well.
@@ -202,7 +202,7 @@ impl<E: From<LogEvent>> LogLoop<E> {
             Ok(upto) => self.tell(LogEvent::Purged { upto }),
             // There will be another purge, further on.
             Err(error) if is_full(&*error) => {
-                tracing::warn!(error = chain(&*error), "the log cannot be purged now");
+                tracing::warn!(error = with_causes(&*error), "the log cannot be purged now");
             }
             Err(error) => {
                 self.tell(LogEvent::Failed { ticket: None, error });
@@ -286,7 +286,7 @@ pub(crate) fn run_stored_reads<E>(
             Err(error) => {
                 let StoredRead { envelope, range, session, .. } = job;
                 let (to, why) = (envelope.to, unavailable(&*error));
-                let error = chain(&*error);
+                let error = with_causes(&*error);
                 tracing::warn!(%to, ?range, ?why, error, "entries for a follower cannot be read");
                 StoredEvent::Unavailable { to, session, why }
             }
@@ -335,7 +335,7 @@ pub(crate) fn run_upkeep<E: From<LogEvent>>(
                 Ok(false) => break,
                 Err(error) => {
                     is_space_short = is_full(&*error);
-                    let error = chain(&*error);
+                    let error = with_causes(&*error);
                     tracing::warn!(error, "no segment could be made ahead of its use");
                     break;
                 }

@@ -3,6 +3,8 @@
 //! Without a recorder nobody hears of it and it costs next to nothing: gauges are set once a
 //! second, and of the proposals one in [`SAMPLE`] is timed.
 
+mod help;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
@@ -121,6 +123,7 @@ pub(crate) fn log_sync_seconds(id: NodeId) -> Histogram {
 
 impl Meters {
     pub(crate) fn new(id: NodeId) -> Self {
+        help::describe();
         let node = Label::new("node", id.get().to_string());
         let labels = || vec![node.clone()];
         let stage = |stage, name: &'static str| {
@@ -329,9 +332,10 @@ mod tests {
     use super::*;
     use crate::{Backlog, NodeIdentity};
 
-    /// Remembers what it is told, by name and labels.
+    /// Remembers what it is told, by name and labels; and the kinds and names that were
+    /// registered, and described.
     #[derive(Clone, Debug, Default)]
-    struct Notes(Arc<Mutex<Vec<(String, f64)>>>);
+    struct Notes(Arc<Mutex<Vec<(String, f64)>>>, Arc<Mutex<[BTreeSet<String>; 2]>>);
 
     #[derive(Debug)]
     struct Note(Notes, String);
@@ -340,6 +344,15 @@ mod tests {
         fn note(&self, key: &Key) -> Arc<Note> {
             let labels = key.labels().map(|label| format!(" {}={}", label.key(), label.value()));
             Arc::new(Note(self.clone(), format!("{}{}", key.name(), labels.collect::<String>())))
+        }
+
+        fn note_kind(&self, kind: &str, key: &Key) {
+            self.1.lock().unwrap()[0].insert(format!("{kind} {}", key.name()));
+        }
+
+        fn note_help(&self, kind: &str, name: &KeyName, help: &SharedString) {
+            assert!(help.ends_with('.'), "{} is described by a sentence", name.as_str());
+            self.1.lock().unwrap()[1].insert(format!("{kind} {}", name.as_str()));
         }
 
         fn of(&self, name: &str) -> Vec<f64> {
@@ -385,19 +398,30 @@ mod tests {
     }
 
     impl Recorder for Notes {
-        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_counter(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
+            self.note_help("counter", &name, &help);
+        }
+
+        fn describe_gauge(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
+            self.note_help("gauge", &name, &help);
+        }
+
+        fn describe_histogram(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
+            self.note_help("histogram", &name, &help);
+        }
 
         fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            self.note_kind("counter", key);
             Counter::from_arc(self.note(key))
         }
 
         fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+            self.note_kind("gauge", key);
             Gauge::from_arc(self.note(key))
         }
 
         fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+            self.note_kind("histogram", key);
             Histogram::from_arc(self.note(key))
         }
     }
@@ -507,6 +531,18 @@ mod tests {
                 assert_eq!(told(&name), [value, value, None], "{name}");
             }
         }
+    }
+
+    #[test]
+    fn every_metric_is_described() {
+        let notes = Notes::default();
+        with_local_recorder(&notes, || {
+            let meters = Meters::new(NodeId(1));
+            drop(PeerGauges::new(&meters.node, NodeId(2)));
+            drop(log_sync_seconds(NodeId(1)));
+        });
+        let [registered, described] = &*notes.1.lock().unwrap();
+        assert_eq!(registered, described);
     }
 
     /// The names are an interface: those of the page and those of the code are the same.

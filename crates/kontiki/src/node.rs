@@ -335,7 +335,7 @@ impl<S: StateMachine> Node<S> {
     /// The first fault is the cause; what follows from it is noise.
     fn fail(&mut self, fault: Fault) {
         if self.fault.is_none() {
-            let error = crate::error::chain(&fault);
+            let error = crate::error::with_causes(&fault);
             tracing::error!(id = %self.identity.id, error, "the node stops");
             self.fault = Some(fault);
         }

@@ -23,7 +23,7 @@ pub use snapshots::{
     SnapshotTransfer,
 };
 
-use crate::{BoxFuture, Fault, error::chain};
+use crate::{BoxFuture, Fault, error::with_causes};
 
 /// A way to reach other nodes. Plugged in with
 /// [`Builder::transport`](crate::Builder::transport).
@@ -168,7 +168,7 @@ impl KnownStores {
                     StoreCheck::Changed { known: changed.known }
                 }
                 Err(error) => {
-                    tracing::error!(peer = %id, error = chain(&error), "cannot remember a peer");
+                    tracing::error!(peer = %id, error = with_causes(&error), "cannot remember a peer");
                     StoreCheck::Unrecorded
                 }
             },

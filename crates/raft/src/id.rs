@@ -34,6 +34,14 @@ macro_rules! id {
 
 id!(
     /// A member of the cluster, for ever: an id is never given twice. Starts at 1.
+    ///
+    /// ```
+    /// use kontiki_raft::NodeId;
+    ///
+    /// let id = NodeId(2);
+    /// assert_eq!(id.get(), 2);
+    /// assert_eq!(id.to_string(), "n2");
+    /// ```
     NodeId, "n");
 id!(
     /// A period with at most one leader (§5.1). Zero is before every election.

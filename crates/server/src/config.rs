@@ -287,6 +287,14 @@ impl ServerConfig {
     }
 }
 
+/// What stands before an error of the replication that a flag of the server is to blame for.
+pub(crate) const fn flag_at_fault(error: &kontiki::StartError) -> &'static str {
+    match error {
+        kontiki::StartError::Listen { .. } => "--listen-peer-urls: ",
+        _ => "",
+    }
+}
+
 /// The one address of a flag that could name several.
 fn single(flag: &'static str, urls: &[String]) -> Result<String, ConfigError> {
     let mut addresses = addresses(flag, urls)?;

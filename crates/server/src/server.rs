@@ -61,7 +61,7 @@ pub enum StartError {
     #[error("cannot open the store")]
     Store(#[source] OpenError),
     /// The replication cannot be started.
-    #[error("cannot start the replication")]
+    #[error("{}cannot start the replication", crate::config::flag_at_fault(.0))]
     Raft(#[source] kontiki::StartError),
     /// The store is damaged, and cannot be fetched anew.
     #[error("{damage}")]

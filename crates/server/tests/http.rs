@@ -90,6 +90,17 @@ fn a_server_without_a_leader_is_alive_and_not_healthy() {
     });
 }
 
+/// Each name of a page of metrics is explained above its samples.
+fn assert_each_has_help(body: &str) {
+    let mut count = 0;
+    for name in body.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        let help = body.lines().find_map(|line| line.strip_prefix(&format!("# HELP {name} ")));
+        assert!(help.is_some_and(|help| !help.trim().is_empty()), "{name} has no HELP:\n{body}");
+        count += 1;
+    }
+    assert!(40 < count, "{count} names were looked for");
+}
+
 /// The library tells of each peer, and the page shows it.
 #[test]
 fn what_waits_for_a_peer_and_how_long_it_takes_is_at_metrics() {
@@ -115,6 +126,7 @@ fn what_waits_for_a_peer_and_how_long_it_takes_is_at_metrics() {
                 says("kontiki_lane_length", &labels) && says("kontiki_lane_bytes", &labels)
             });
             if is_told && says("kontiki_round_trip_seconds", &["node=", "peer="]) {
+                assert_each_has_help(&body);
                 break;
             }
             assert!(began.elapsed() < PATIENCE, "not told:\n{body}");

@@ -19,7 +19,12 @@ pub use runner::{FailedWorld, Options, Progress, Report, current, run_many};
 pub use seen::Seen;
 pub use shrink::{Shrunk, fails_here, kind_of, shrink};
 
-use crate::{scenario::Scenario, trace::Failure};
+use std::{cell::RefCell, rc::Rc};
+
+use crate::{
+    scenario::Scenario,
+    trace::{Failure, Recorder},
+};
 use play::Play;
 
 /// Runs the world of this seed.
@@ -48,4 +53,15 @@ pub fn run_with_digest(seed: u64) -> Result<(Seen, u64), Failure> {
 /// As [`run`].
 pub fn play(scenario: &Scenario) -> Result<Seen, Failure> {
     Play::new(scenario).run().map(|(seen, _)| seen)
+}
+
+/// As [`play()`], with a recorder of the caller's.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn play_recorded(scenario: &Scenario, recorder: Recorder) -> Result<Seen, Failure> {
+    let mut play = Play::new(scenario);
+    play.world.set_recorder(Rc::new(RefCell::new(recorder)));
+    play.run().map(|(seen, _)| seen)
 }

@@ -2,7 +2,8 @@
 //!
 //! Every event and every action of a world becomes a [`Note`]. The digest over all notes and
 //! their times is what "same seed, same trace, bit for bit" means. Of the notes themselves only
-//! the last few are kept, as plain values; they are put into words when something went wrong.
+//! the last few are kept, as plain values; they are put into words when something went wrong,
+//! or at once for a listener.
 
 use std::{
     collections::VecDeque,
@@ -21,16 +22,34 @@ use crate::dice::splitmix;
 /// How many of the last events a failure shows.
 const NOTES_KEPT: usize = 48;
 
+/// Is told each event in a line.
+type Listener = Box<dyn FnMut(&str)>;
+
 /// Remembers the last events of a world and digests all of them.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Recorder {
     now: Duration,
     notes: VecDeque<(Duration, Note)>,
     digest: Digest,
     count: u64,
+    listener: Option<Listener>,
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Recorder");
+        shown.field("now", &self.now).field("count", &self.count).finish_non_exhaustive()
+    }
 }
 
 impl Recorder {
+    /// Tells `listener` each event in a line when it happens, too: even a run that ends its
+    /// process has been told of to the end.
+    #[must_use]
+    pub fn telling(listener: impl FnMut(&str) + 'static) -> Self {
+        Self { listener: Some(Box::new(listener)), ..Self::default() }
+    }
+
     pub(crate) fn at(&mut self, now: Duration) {
         self.now = now;
     }
@@ -39,6 +58,9 @@ impl Recorder {
         self.digest.word(u64::try_from(self.now.as_nanos()).unwrap_or(u64::MAX));
         note.hash(&mut self.digest);
         self.count += 1;
+        if let Some(listener) = &mut self.listener {
+            listener(&line(self.now, &note));
+        }
         if self.notes.len() == NOTES_KEPT {
             self.notes.pop_front();
         }
@@ -71,11 +93,12 @@ impl Recorder {
     /// The last events, one line each.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
-        self.notes
-            .iter()
-            .map(|(at, note)| format!("{:>11.6} s  {note}", at.as_secs_f64()))
-            .collect()
+        self.notes.iter().map(|(at, note)| line(*at, note)).collect()
     }
+}
+
+fn line(at: Duration, note: &Note) -> String {
+    format!("{:>11.6} s  {note}", at.as_secs_f64())
 }
 
 /// A 64-bit digest. Not cryptographic: it tells two runs apart that should be the same.

@@ -1,6 +1,10 @@
 //! The scenarios of the labs, each under a few dozen seeds.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use kontiki_sim::labs::{self, Options, scenario_named};
 
@@ -105,5 +109,29 @@ fn many_runs_become_a_table() {
 fn a_scenario_that_does_not_exist_is_refused() {
     let options = Options { names: vec!["rejoin_3z".into()], ..Options::default() };
     let error = labs::run(&options, &|_| ()).expect_err("no such scenario");
-    assert!(error.to_string().starts_with("there is no scenario rejoin_3z; there are initial"));
+    let begins = "there is no scenario rejoin_3z; there are the parts 2A, 2B, 2C, 2D, 3A, 3B, and ";
+    assert!(error.to_string().starts_with(begins), "{error}");
+}
+
+#[test]
+fn what_is_named_twice_runs_once() {
+    let names = ["2A", "2a", "Reelection_2A"].map(str::to_owned).to_vec();
+    let options = Options { runs: Some(1), names, ..Options::default() };
+    let report = labs::run(&options, &|_| ()).expect("a part and a scenario");
+    assert_eq!(report.rows.len(), 3);
+    assert!(report.rows.iter().all(|row| row.passed == 1 && row.name.ends_with("_2a")));
+}
+
+#[test]
+fn a_listener_hears_all_events_and_changes_none() {
+    let names = vec!["basic_agree_2b".to_owned()];
+    let options = Options { seed: Some(3), names, ..Options::default() };
+    let heard = Rc::new(Cell::new(0));
+    let count = Rc::clone(&heard);
+    let told = labs::run_told(&options, move |_| count.set(count.get() + 1)).expect("a scenario");
+    let alone = labs::run(&options, &|_| ()).expect("a scenario");
+    // The first line names the run, the last one says how it ended.
+    assert_eq!(heard.get(), alone.total().events + 2);
+    assert_eq!(told.total().events, alone.total().events);
+    assert_eq!(told.total().bytes, alone.total().bytes);
 }

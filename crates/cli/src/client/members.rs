@@ -107,6 +107,7 @@ pub(super) async fn members(
     let said = match args.action.unwrap_or(Action::List) {
         Action::List => return Ok(client.output(stdout).members(&before)?),
         Action::Add { name, peer_urls, learner } => {
+            refuse_used_name(&before, &name, None)?;
             let options = MemberAddOptions::new();
             let options = if learner { options.with_is_learner() } else { options };
             let urls = split(&peer_urls);
@@ -123,8 +124,9 @@ pub(super) async fn members(
         Action::Replace { old, peer_urls, name } => {
             let old = find(&before, &old)?;
             let urls = peer_urls.as_deref().map_or_else(|| old.peer_urls().to_vec(), split);
-            let id = replace_at_any(client, old.id(), &urls).await?;
             let name = name.unwrap_or_else(|| old.name().to_owned());
+            refuse_used_name(&before, &name, Some(old.id()))?;
+            let id = replace_at_any(client, old.id(), &urls).await?;
             format!(
                 "{}\nIt takes the place of {} once it has caught up.\n{}",
                 told(&before, id, "added to"),
@@ -183,6 +185,24 @@ fn find<'a>(list: &'a MemberListResponse, name: &str) -> Result<&'a Member, Fail
         let known: Vec<String> = list.members().iter().map(shown).collect();
         Failure::new(format!("no member is called {name}; there are: {}", known.join(", ")))
     })
+}
+
+/// Refuses a name by which another member than `except` goes. The servers cannot: in etcd's API
+/// a member has no name until it has started.
+fn refuse_used_name(
+    list: &MemberListResponse,
+    name: &str,
+    except: Option<u64>,
+) -> Result<(), Failure> {
+    let mut others = list.members().iter().filter(|member| Some(member.id()) != except);
+    match others.find(|member| member.name() == name && !name.is_empty()) {
+        Some(used) => Err(Failure::new(format!(
+            "{name} is the name of the member {:x} already: choose another, or put a new server \
+             into its place with `kontiki members replace {name}`",
+            used.id()
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// A member as a person would call it.

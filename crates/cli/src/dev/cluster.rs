@@ -3,7 +3,7 @@
 use std::{
     env, fmt,
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Read as _, Seek as _},
     net::TcpListener,
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
@@ -21,6 +21,9 @@ const DESCRIPTION: &str = "dev.json";
 
 /// How long servers may take to stop in order.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What to do about a program on a port that cannot be another.
+const END_IT: &str = "end it and try again";
 
 /// Leaders are replaced sooner than by default, for all servers share one machine and its
 /// network cannot be slow; and segments are shorter, so that a start does not wait for the disk.
@@ -73,6 +76,9 @@ pub(super) struct Seat {
     pub(super) endpoint: String,
     pub(super) peer_url: String,
     pub(super) is_running: bool,
+    /// How its process ended, if it has.
+    #[serde(default)]
+    pub(super) ended: Option<String>,
 }
 
 struct Process {
@@ -99,8 +105,14 @@ impl Cluster {
         let numbers = description.numbers();
         let servers = numbers.iter().map(|&number| description.plan(data_dir, number));
         let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
+        // The ports of a cluster that is there stay what they are.
+        let advice = if is_new {
+            "choose others with --base-port"
+        } else {
+            "end it, or make another cluster with --base-port and --data-dir"
+        };
         for server in &servers {
-            server.check_ports()?;
+            server.check_ports(advice)?;
         }
         if is_new {
             description.write(data_dir)?;
@@ -115,7 +127,7 @@ impl Cluster {
     pub(super) fn planned(&self) -> Result<Seat, Failure> {
         let number = self.description.highest + 1;
         let server = self.description.plan(&self.data_dir, number)?;
-        server.check_ports()?;
+        server.check_ports(END_IT)?;
         Ok(server.seat())
     }
 
@@ -125,7 +137,8 @@ impl Cluster {
             .iter_mut()
             .map(|server| {
                 let is_running = server.is_running();
-                Seat { is_running, ..server.seat() }
+                let ended = server.process().1.map(|status| server.obituary(status));
+                Seat { is_running, ended, ..server.seat() }
             })
             .collect()
     }
@@ -137,7 +150,7 @@ impl Cluster {
         if server.is_running() {
             return Err(Failure::new(format!("{name} runs already")));
         }
-        server.check_ports()?;
+        server.check_ports(END_IT)?;
         server.start(&program)
     }
 
@@ -273,6 +286,7 @@ impl Server {
             endpoint: format!("127.0.0.1:{}", self.client_port),
             peer_url: format!("http://127.0.0.1:{}", self.peer_port),
             is_running: false,
+            ended: None,
         }
     }
 
@@ -322,7 +336,7 @@ impl Server {
 
     /// The last line of the log that says anything.
     fn last_words(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let text = end_of(&self.log).unwrap_or_default();
         let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         serde_json::from_str::<serde_json::Value>(line)
             .ok()
@@ -330,7 +344,7 @@ impl Server {
             .unwrap_or_else(|| line.to_owned())
     }
 
-    fn check_ports(&self) -> Result<(), Failure> {
+    fn check_ports(&self, advice: &str) -> Result<(), Failure> {
         for (port, whose) in [(self.client_port, "clients"), (self.peer_port, "the other servers")]
         {
             TcpListener::bind(("127.0.0.1", port)).map_err(|error| {
@@ -340,8 +354,7 @@ impl Server {
                     _ => error.to_string(),
                 };
                 Failure::new(format!(
-                    "port {port} is needed by {name} for {whose}, and {reason}; \
-                     choose others with --base-port"
+                    "port {port} is needed by {name} for {whose}, and {reason}; {advice}"
                 ))
             })?;
         }
@@ -455,6 +468,16 @@ impl Description {
         let log = data_dir.join(format!("{name}.log"));
         Ok(Server { name, number, client_port, peer_port, command, log, process: None })
     }
+}
+
+/// The end of a file, which may be long: enough for a few lines.
+fn end_of(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let len = file.metadata()?.len();
+    file.seek(io::SeekFrom::Start(len.saturating_sub(16 << 10)))?;
+    let mut end = Vec::new();
+    file.read_to_end(&mut end)?;
+    Ok(String::from_utf8_lossy(&end).into_owned())
 }
 
 fn cannot_use(data_dir: &Path, why: &dyn fmt::Display) -> Failure {

@@ -93,6 +93,20 @@ impl Desk {
     }
 }
 
+/// Refuses a directory on which another `kontiki dev` runs.
+pub(super) async fn refuse_used(data_dir: &Path) -> Result<(), Failure> {
+    match UnixStream::connect(data_dir.join(SOCKET)).await {
+        Ok(_) => Err(Failure::new(format!(
+            "a `kontiki dev` runs on {} already: change its cluster with `kontiki dev add` and \
+             its like, stop it with Ctrl-C, or make a second cluster with another --data-dir and \
+             --base-port",
+            data_dir.display()
+        ))),
+        // One that was killed leaves its socket behind.
+        Err(_) => Ok(()),
+    }
+}
+
 /// Carries out an order and answers it. Returns what is to be said of it.
 pub(super) async fn obey(
     cluster: &mut Cluster,

@@ -98,6 +98,7 @@ async fn serve(args: DevArgs) -> Result<(), Failure> {
     };
     let data_dir = temporary.as_ref().map_or(args.data_dir, |dir| dir.path().to_path_buf());
 
+    control::refuse_used(&data_dir).await?;
     let is_default = data_dir == Path::new(DATA_DIR);
     let mut cluster = Cluster::start(&data_dir, (args.nodes, args.base_port), args.cache_bytes)?;
     let mut screen = Screen::new((!is_default).then_some(&*data_dir));

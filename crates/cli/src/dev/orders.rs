@@ -14,11 +14,17 @@ use tokio::time;
 use super::{
     cluster::Seat,
     control::{Order, ask},
+    watch,
 };
 use crate::{client, failure::Failure};
 
 /// How long a server may take to catch up, or to stop. Long: there may be much to copy.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long a server may take to serve before the one who started it is not kept any longer. A
+/// guess: most take less than a second.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -58,7 +64,7 @@ pub(super) async fn run(order: DevOrder, data_dir: &Path) -> Result<(), Failure>
         }
         DevOrder::Start { name } => {
             steps.order(Order::Start(name.clone())).await?;
-            say(&format!("{name} is starting"))
+            steps.until_started(&name).await
         }
     }
 }
@@ -137,9 +143,10 @@ impl Steps<'_> {
         self.client(except).await?.member_list().await.map_err(refused)
     }
 
-    async fn until_voter(&self, name: &str, id: u64) -> Result<(), Failure> {
+    async fn until_voter(&mut self, name: &str, id: u64) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
+            self.check_running(name).await?;
             if let Ok(list) = self.members(Some(name)).await
                 && list.members().iter().any(|member| member.id() == id && !member.is_learner())
             {
@@ -152,6 +159,34 @@ impl Steps<'_> {
              {}/{name}.log",
             self.data_dir.display()
         )))
+    }
+
+    /// Waits until a server that was started serves, or has ended.
+    async fn until_started(&mut self, name: &str) -> Result<(), Failure> {
+        let endpoint = self.known(name)?.endpoint.clone();
+        let deadline = Instant::now() + START_PATIENCE;
+        while Instant::now() < deadline {
+            self.check_running(name).await?;
+            if watch::ask(&endpoint, None).await.is_some() {
+                return say(&format!("{name} serves"));
+            }
+            time::sleep(LOOK_INTERVAL).await;
+        }
+        let log = self.data_dir.join(format!("{name}.log"));
+        say(&format!("{name} runs and does not serve yet; see {}", log.display()))
+    }
+
+    /// Fails with the last words of a server that has ended.
+    async fn check_running(&mut self, name: &str) -> Result<(), Failure> {
+        self.order(Order::List).await?;
+        let seat = self.known(name)?;
+        match &seat.ended {
+            Some(ended) => Err(Failure::new(format!(
+                "{ended}; all that it has logged is in {}/{name}.log",
+                self.data_dir.display()
+            ))),
+            None => Ok(()),
+        }
     }
 
     async fn until_stopped(&mut self, name: &str) -> Result<(), Failure> {

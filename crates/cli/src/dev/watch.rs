@@ -113,7 +113,11 @@ impl Watcher {
     }
 }
 
-async fn ask(endpoint: &str, client: Option<Client>) -> Option<(Client, StatusResponse)> {
+/// Asks a server how it is. Nothing if it does not say so in time.
+pub(super) async fn ask(
+    endpoint: &str,
+    client: Option<Client>,
+) -> Option<(Client, StatusResponse)> {
     let question = async {
         let mut client = match client {
             Some(client) => client,

@@ -20,6 +20,7 @@ use tokio::{
 use crate::failure::{Failure, with_causes};
 
 pub(crate) use args::ServeArgs;
+pub(crate) use variables::advice;
 
 /// Runs a server until it has been stopped in order, or cannot go on.
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {

@@ -26,16 +26,17 @@ fn a_flipped_byte_in_the_log_is_found_and_repaired() {
         for index in [victim, other, third] {
             servers.kill(index);
         }
-        flip_a_byte(&servers.data_dir(victim));
+        let (damaged, at) = flip_a_byte(&servers.data_dir(victim));
 
         // Two of three, one of them damaged: it may have forgotten what it acknowledged, so
         // nobody may be elected with its vote.
         servers.start(victim);
         servers.start(other);
         until("a server that says that its log is damaged", async || {
-            servers.log(victim).contains("damaged").then_some(())
+            servers.log(victim).contains("the log is damaged: this node").then_some(())
         })
         .await;
+        assert_damage_is_told(&servers.log(victim), &damaged, at);
         let mut client = servers.client(other).await;
         let read = client.get("k", None);
         let answer = tokio::time::timeout(Duration::from_secs(3), read).await;
@@ -57,19 +58,32 @@ fn a_flipped_byte_in_the_log_is_found_and_repaired() {
     });
 }
 
-/// Damages the middle of what the newest segment of the log holds.
-fn flip_a_byte(data_dir: &Path) {
+/// An error of the log names the file, and the record in it that holds the damaged byte.
+fn assert_damage_is_told(log: &str, damaged: &Path, at: usize) {
+    let mut lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let told = lines.find(|line: &serde_json::Value| {
+        line["level"] == "error" && line["file"] == damaged.to_str().unwrap()
+    });
+    let told = told.unwrap_or_else(|| panic!("{} is not named:\n{log}", damaged.display()));
+    let offset = usize::try_from(told["offset"].as_u64().unwrap()).unwrap();
+    assert!(4096 <= offset && offset <= at && at - offset < 1 << 20, "byte {at}: {told}");
+}
+
+/// Damages the middle of what the newest segment of the log holds. Returns which and where.
+fn flip_a_byte(data_dir: &Path) -> (PathBuf, usize) {
     let mut segments: Vec<PathBuf> = fs::read_dir(wal(data_dir))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "wal"))
         .collect();
     segments.sort();
-    let path = segments.last().unwrap();
-    let mut bytes = fs::read(path).unwrap();
+    let path = segments.pop().unwrap();
+    let mut bytes = fs::read(&path).unwrap();
     let end = bytes.iter().rposition(|&byte| byte != 0).unwrap();
-    bytes[4096 + (end - 4096) / 2] ^= 0x10;
-    fs::write(path, bytes).unwrap();
+    let at = 4096 + (end - 4096) / 2;
+    bytes[at] ^= 0x10;
+    fs::write(&path, bytes).unwrap();
+    (path, at)
 }
 
 /// The directory of the log's segments.

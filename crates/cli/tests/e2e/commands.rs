@@ -49,6 +49,27 @@ fn the_client_commands_print_what_etcdctl_prints() {
 }
 
 #[test]
+fn a_new_member_has_a_name_of_its_own() {
+    let _alone = alone();
+    run(async {
+        let servers = Servers::three().await;
+        let endpoint = &servers.endpoint(0)[..];
+        let url = "http://127.0.0.1:9";
+        let before = ask(endpoint, &["members"]);
+        for args in [
+            &["members", "add", "n2", "--peer-urls", url][..],
+            &["members", "replace", "n1", "--name", "n2", "--peer-urls", url],
+        ] {
+            let refused = kontiki(&[&["--endpoints", endpoint], args].concat());
+            let told = String::from_utf8(refused.stderr).unwrap();
+            assert_eq!(refused.status.code(), Some(1), "{told}");
+            assert!(told.starts_with("Error: n2 is the name of the member "), "{told}");
+        }
+        assert_eq!(ask(endpoint, &["members"]), before);
+    });
+}
+
+#[test]
 fn a_transaction_is_read_from_stdin() {
     let _alone = alone();
     run(async {

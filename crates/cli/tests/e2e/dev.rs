@@ -142,6 +142,25 @@ fn done(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Runs a command that fails; returns what it says.
+fn refused(args: &[&str]) -> String {
+    let output = kontiki(args);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// A server that ends at once is not said to start.
+fn assert_fails_to_start(name: &str, data_dir: &str) {
+    let (dir, away) = (Path::new(data_dir).join(name), Path::new(data_dir).join("away"));
+    fs::rename(&dir, &away).unwrap();
+    fs::write(&dir, "a file where a directory should be").unwrap();
+    let told = refused(&["dev", "start", name, "--data-dir", data_dir]);
+    let begins = format!("Error: {name} ended with code 1: cannot use --data-dir");
+    assert!(told.starts_with(&begins), "{told}");
+    fs::remove_file(&dir).unwrap();
+    fs::rename(&away, &dir).unwrap();
+}
+
 #[test]
 fn servers_come_and_go_while_dev_runs() {
     let _alone = alone();
@@ -163,6 +182,8 @@ fn servers_come_and_go_while_dev_runs() {
         let mut dev = Dev::start(&dir.path().join("first"), &args);
         dev.until_printed("ready;").await;
         done(&["put", "hello", "world", "--endpoints", &endpoint(1)]);
+        let told = refused(&["dev", "--data-dir", data_dir]);
+        assert!(told.contains(&format!("a `kontiki dev` runs on {data_dir} already")), "{told}");
         assert!(order(&["add"]).ends_with("n4 has caught up, and votes\n"));
         assert_eq!(done(&["get", "hello", "--endpoints", &endpoint(4)]), "hello\nworld\n");
         assert!(order(&["replace", "n2"]).ends_with("n2 has caught up, and votes\n"));
@@ -171,11 +192,11 @@ fn servers_come_and_go_while_dev_runs() {
         assert!(order(&["remove", "n1"]).starts_with("n1 is removed"));
         assert_eq!(names(3), ["n3", "n4", "n2"]);
         order(&["kill", "n4"]);
-        let unknown = kontiki(&["dev", "stop", "n9", "--data-dir", data_dir]);
-        let told = String::from_utf8(unknown.stderr).unwrap();
+        let told = refused(&["dev", "stop", "n9", "--data-dir", data_dir]);
         assert!(told.contains("there is no server n9; there are n2, n3, n4"), "{told}");
         done(&["put", "without", "n4", "--endpoints", &endpoint(3)]);
-        order(&["start", "n4"]);
+        assert_fails_to_start("n4", data_dir);
+        assert_eq!(order(&["start", "n4"]), "n4 serves\n");
         let moved = done(&["move-leader", "n2", "--endpoints", &endpoint(3)]);
         assert!(moved.starts_with("Leadership transferred from "), "{moved}");
         signal(&dev.child, Signal::TERM);
@@ -189,8 +210,7 @@ fn servers_come_and_go_while_dev_runs() {
         signal(&again.child, Signal::INT);
         assert_eq!(end_of(&mut again.child, "dev stops").await.code(), Some(0));
     });
-    let output = kontiki(&["dev", "add", "--data-dir", "/nowhere"]);
-    let told = String::from_utf8(output.stderr).unwrap();
+    let told = refused(&["dev", "add", "--data-dir", "/nowhere"]);
     assert!(told.contains("no `kontiki dev` runs on /nowhere"), "{told}");
 }
 
@@ -217,17 +237,19 @@ fn dev_names_a_port_that_is_taken_before_it_starts_anything() {
     let _taken = TcpListener::bind(("127.0.0.1", base + 11)).unwrap();
     let dir = directory();
     let data_dir = dir.path().join("data");
-    let output = kontiki(&[
-        "dev",
-        "--base-port",
-        &base.to_string(),
-        "--data-dir",
-        data_dir.to_str().unwrap(),
-    ]);
-    assert_eq!(output.status.code(), Some(1));
-    let told = String::from_utf8(output.stderr).unwrap();
+    let base_port = base.to_string();
+    let args = ["dev", "--base-port", &base_port, "--data-dir", data_dir.to_str().unwrap()];
+    let told = refused(&args);
     assert!(told.contains(&format!("port {} is needed by n2", base + 11)), "{told}");
+    assert!(told.contains("choose others with --base-port"), "{told}");
     assert!(!data_dir.exists());
+
+    // A cluster that is there has its ports for life.
+    fs::create_dir(&data_dir).unwrap();
+    let description = format!(r#"{{"nodes":3,"base_port":{base}}}"#);
+    fs::write(data_dir.join("dev.json"), description).unwrap();
+    let told = refused(&args);
+    assert!(told.contains("make another cluster with --base-port and --data-dir"), "{told}");
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! A wrong command line is refused in words that say what is wrong, with exit code 2.
 
-use std::process::{Command, Stdio};
+use std::{
+    net::TcpListener,
+    process::{Command, Stdio},
+};
 
-use crate::servers::KONTIKI;
+use crate::servers::{KONTIKI, directory, free_ports};
 
 /// Runs a command that must be refused; returns what it says.
 fn refused(args: &[&str], environment: &[(&str, &str)]) -> String {
@@ -66,9 +69,56 @@ fn a_flag_wins_over_our_variable_and_that_over_etcds() {
 }
 
 #[test]
+fn flags_of_etcd_that_are_not_known_are_all_named_with_advice() {
+    let told = refused(&["serve", "-snapshot-count", "10", "--wal-dir=w", "--name", "n1"], &[]);
+    let named = "--snapshot-count, --wal-dir: not known to this server, though etcd may have it";
+    assert!(told.contains(named), "{told}");
+    let told = refused(&["serve", "--peer-cert-file", "c", "--cors=*"], &[]);
+    assert!(told.contains("--peer-cert-file: TLS is not supported yet"), "{told}");
+    assert!(told.contains("--cors: not known to this server"), "{told}");
+}
+
+#[test]
+fn a_variable_of_ours_that_is_not_known_is_told_of() {
+    let output = Command::new(KONTIKI)
+        .args(["serve", "--data-dir", "/dev/null/nowhere"])
+        .env("KONTIKI_ELECTION_TIMOUT", "2000")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("KONTIKI_ELECTION_TIMOUT is a setting that this server"), "{told}");
+}
+
+#[test]
 fn a_variable_of_etcd_that_asks_for_tls_stops_the_server() {
     let told = refused(&["serve"], &[("ETCD_PEER_AUTO_TLS", "true")]);
     assert!(told.contains("ETCD_PEER_AUTO_TLS: TLS is not supported yet"), "{told}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_told_with_its_flag() {
+    let dir = directory();
+    for (flag, other) in [
+        ("--listen-peer-urls", "--listen-client-urls"),
+        ("--listen-client-urls", "--listen-peer-urls"),
+    ] {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = holder.local_addr().unwrap();
+        let output = Command::new(KONTIKI)
+            .args(["serve", flag, &format!("http://{taken}")])
+            .args([other, &format!("http://127.0.0.1:{}", free_ports(1)[0])])
+            .arg("--data-dir")
+            .arg(dir.path().join("data"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        let told = log.lines().last().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        assert!(told.contains(&format!("{flag}: cannot ")), "{told}");
+        assert!(told.contains(&taken.to_string()) && told.contains("in use"), "{told}");
+    }
 }
 
 #[test]

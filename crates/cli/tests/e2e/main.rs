@@ -20,3 +20,4 @@ mod members;
 mod proxy;
 mod rebuild;
 mod servers;
+mod worlds;

@@ -8,7 +8,7 @@ use super::{Internal, Node, Waiter};
 use crate::{
     Applied, Event, Fault, RequestId, StateMachine,
     apply_thread::{ApplyEvent, Reply},
-    error::chain,
+    error::with_causes,
     log_thread::{LogEvent, StoredEvent},
     snapshots::SnapshotEvent,
     transport::Notice,
@@ -92,7 +92,9 @@ impl<S: StateMachine> Node<S> {
         let id = self.identity.id;
         match &result {
             Ok(meta) => tracing::info!(%id, at = %meta.last, "snapshot made"),
-            Err(error) => tracing::error!(%id, error = chain(error), "no snapshot could be made"),
+            Err(error) => {
+                tracing::error!(%id, error = with_causes(error), "no snapshot could be made");
+            }
         }
         self.meters.on_snapshot_made(result.is_ok());
         self.desk.on_written(now, result, &mut self.orders);

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     codec::{self, DecodeError},
-    error::chain,
+    error::with_causes,
 };
 
 /// The connections over which peers send to us, at most one for each of their channels.
@@ -171,11 +171,11 @@ async fn serve(mut stream: TcpStream, address: SocketAddr, shared: &Arc<Shared>)
     drop(guest);
     match end {
         End::Frame(_) | End::Decode(_) => {
-            let error = chain(&end);
+            let error = with_causes(&end);
             tracing::error!(peer = %from, %channel, %address, error, "connection ended");
         }
         End::Eof | End::Replaced | End::Closed | End::Io(_) => {
-            let error = chain(&end);
+            let error = with_causes(&end);
             tracing::debug!(peer = %from, %channel, %address, error, "connection ended");
         }
     }

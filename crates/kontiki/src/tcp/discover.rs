@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::handshake::{self, HandshakeError, Introduction};
-use crate::error::chain;
+use crate::error::with_causes;
 
 /// Who this node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub async fn discover(
         if end <= Instant::now() + ROUND_PAUSE {
             return Err(error);
         }
-        tracing::info!(error = chain(&error), "not known to the cluster yet, asking again");
+        tracing::info!(error = with_causes(&error), "not known to the cluster yet, asking again");
         sleep(ROUND_PAUSE).await;
     }
 }
@@ -113,7 +113,7 @@ async fn round(peers: &[String], own_address: &str) -> Result<Discovered, Discov
         let introduction = match answer {
             Ok(Ok(introduction)) => introduction,
             Ok(Err(error)) => {
-                why = chain(&error);
+                why = with_causes(&error);
                 continue;
             }
             Err(_) => continue, // it panicked, and said so

@@ -251,7 +251,7 @@ impl LaneTask {
             let (known, ours) = (*known, *found);
             self.shared.inbox.refused(Fault::StoreChanged { peer, known, ours });
         }
-        let text = crate::error::chain(error);
+        let text = crate::error::with_causes(error);
         let (address, lane) = (&self.address, self.lane);
         if text == self.last_error {
             tracing::debug!(%peer, %address, %lane, error = text, "cannot connect");

@@ -31,8 +31,8 @@ use kontiki_raft::{Envelope, Membership, NodeId, Session, StoreId};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinSet};
 
 use crate::{
-    BoxFuture, Inbox, Lane, Links, Local, PeerBacklog, SnapshotTransfer, Transport, error::chain,
-    transport::StoreCheck,
+    BoxFuture, Inbox, Lane, Links, Local, PeerBacklog, SnapshotTransfer, Transport,
+    error::with_causes, transport::StoreCheck,
 };
 use handshake::{Channel, HandshakeError, Hello, Refusal};
 use lane::NotQueued;
@@ -190,7 +190,7 @@ impl Shared {
     fn report_refused(&self, address: IpAddr, error: &HandshakeError) {
         /// Reasons that are remembered. When there are more they are all said again.
         const REFUSED_MAX: usize = 64;
-        let text = chain(error);
+        let text = with_causes(error);
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if REFUSED_MAX <= refused.len() {
             refused.clear();

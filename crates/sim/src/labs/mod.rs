@@ -18,7 +18,7 @@ mod runner;
 
 pub use lab::Lab;
 pub use report::{FailedRun, Report, Row};
-pub use runner::{Options, Progress, Run, UnknownScenario, run, run_one};
+pub use runner::{Options, Progress, Run, UnknownScenario, run, run_one, run_told};
 
 use crate::trace::Failure;
 
@@ -32,6 +32,14 @@ pub struct Scenario {
     /// What its servers keep of the log.
     keeps: Keeps,
     play: fn(&mut Lab) -> Result<(), Failure>,
+}
+
+impl Scenario {
+    /// The part of the course that it belongs to, as its name ends: `2a`.
+    #[must_use]
+    pub fn part(&self) -> &'static str {
+        self.name.rsplit('_').next().unwrap_or_default()
+    }
 }
 
 /// What the servers of a scenario keep of their logs.

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Lab, Report, SCENARIOS, Scenario, scenario_named};
+use super::{Lab, Report, SCENARIOS, Scenario};
 use crate::{
     node::Counts,
     stopwatch::Stopwatch,
@@ -30,7 +30,7 @@ pub struct Options {
     pub jobs: Option<usize>,
     /// The seed of the first run; each further run takes the next one. By default 1.
     pub seed: Option<u64>,
-    /// Which scenarios; all if empty.
+    /// Which scenarios, or parts of the course like `2A`, in either case; all if empty.
     pub names: Vec<String>,
 }
 
@@ -47,14 +47,18 @@ pub struct Progress {
     pub name: &'static str,
 }
 
-/// A scenario of this name does not exist.
+/// Neither a scenario nor a part has this name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownScenario(pub String);
 
 impl fmt::Display for UnknownScenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
-        write!(f, "there is no scenario {}; there are {}", self.0, names.join(", "))
+        let mut parts: Vec<String> =
+            SCENARIOS.iter().map(|scenario| scenario.part().to_uppercase()).collect();
+        parts.dedup();
+        let (parts, names) = (parts.join(", "), names.join(", "));
+        write!(f, "there is no scenario {}; there are the parts {parts}, and {names}", self.0)
     }
 }
 
@@ -84,8 +88,13 @@ pub struct Run {
 /// Runs one scenario under one seed.
 #[must_use]
 pub fn run_one(scenario: &Scenario, seed: u64) -> Run {
+    run_recorded(scenario, seed, Recorder::default())
+}
+
+/// As [`run_one`], with a recorder of the caller's.
+fn run_recorded(scenario: &Scenario, seed: u64, recorder: Recorder) -> Run {
     let stopwatch = Stopwatch::start();
-    let recorder: Rc<RefCell<Recorder>> = Rc::default();
+    let recorder = Rc::new(RefCell::new(recorder));
     let sent = std::cell::Cell::new(Counts::default());
     set_current(Some(Current { name: scenario.name, seed, recorder: Rc::clone(&recorder) }));
     // A broken assertion of the product is a failed run like any other, where panics unwind.
@@ -130,14 +139,7 @@ pub fn run(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Report, UnknownScenario> {
     let scenarios = chosen(&options.names)?;
-    let runs = options.runs.unwrap_or(if options.seed.is_some() { 1 } else { 100 });
-    let first_seed = options.seed.unwrap_or(1);
-    // The longest scenarios first would be quicker by a little; runs of one scenario in a row
-    // are easier to follow.
-    let plan: Vec<(&Scenario, u64)> = scenarios
-        .iter()
-        .flat_map(|&scenario| (0..runs).map(move |run| (scenario, first_seed.wrapping_add(run))))
-        .collect();
+    let plan = plan(&scenarios, options, if options.seed.is_some() { 1 } else { 100 });
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = options.jobs.unwrap_or(processors).clamp(1, plan.len().max(1));
 
@@ -166,12 +168,59 @@ pub fn run(
     Ok(Report::new(&scenarios, ended, stopwatch.elapsed()))
 }
 
+/// Runs scenarios one after the other on this thread, once each unless the options say
+/// otherwise, and tells `listener` every event of them in a line when it happens.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_told(
+    options: &Options,
+    listener: impl Fn(&str) + Clone + 'static,
+) -> Result<Report, UnknownScenario> {
+    let scenarios = chosen(&options.names)?;
+    let stopwatch = Stopwatch::start();
+    let _hook = PanicHook::install();
+    let ended = plan(&scenarios, options, 1).into_iter().map(|(scenario, seed)| {
+        listener(&format!("{}, {} servers, seed {seed}", scenario.name, scenario.nodes));
+        let run = run_recorded(scenario, seed, Recorder::telling(listener.clone()));
+        listener(&match &run.result {
+            Ok(()) => "passed\n".to_owned(),
+            Err(failure) => format!("failed: {}\n", failure.what),
+        });
+        run
+    });
+    let ended = ended.collect();
+    Ok(Report::new(&scenarios, ended, stopwatch.elapsed()))
+}
+
+/// Which runs there are. The longest scenarios first would be quicker by a little; runs of one
+/// scenario in a row are easier to follow.
+fn plan<'a>(
+    scenarios: &[&'a Scenario],
+    options: &Options,
+    default_runs: u64,
+) -> Vec<(&'a Scenario, u64)> {
+    let runs = options.runs.unwrap_or(default_runs);
+    let first_seed = options.seed.unwrap_or(1);
+    scenarios
+        .iter()
+        .flat_map(|&scenario| (0..runs).map(move |run| (scenario, first_seed.wrapping_add(run))))
+        .collect()
+}
+
+/// The scenarios that are called so, or belong to a part that is, in the order of the course.
 fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>, UnknownScenario> {
-    if names.is_empty() {
-        return Ok(SCENARIOS.iter().collect());
+    let is_called = |scenario: &Scenario, name: &String| {
+        scenario.name.eq_ignore_ascii_case(name) || scenario.part().eq_ignore_ascii_case(name)
+    };
+    if let Some(unknown) = names.iter().find(|name| !SCENARIOS.iter().any(|s| is_called(s, name))) {
+        return Err(UnknownScenario(unknown.clone()));
     }
-    let named = |name: &String| scenario_named(name).ok_or_else(|| UnknownScenario(name.clone()));
-    names.iter().map(named).collect()
+    let is_chosen = |scenario: &&Scenario| {
+        names.is_empty() || names.iter().any(|name| is_called(scenario, name))
+    };
+    Ok(SCENARIOS.iter().filter(is_chosen).collect())
 }
 
 fn count(len: usize) -> u64 {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     Bytes,
-    error::chain,
+    error::with_causes,
     tcp::{Shared, frame::FrameError},
     transport::{Reception, SnapshotSink},
 };
@@ -44,7 +44,7 @@ pub(in crate::tcp) async fn receive(
             ReceiverWord::Done
         }
         Err(error) => {
-            tracing::info!(peer = %from, error = chain(&error), "a snapshot is not received");
+            tracing::info!(peer = %from, error = with_causes(&error), "a snapshot is not received");
             let Some(why) = refusal(&error) else { return };
             ReceiverWord::Refused(why)
         }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Backlog, SnapshotTransfer,
-    error::chain,
+    error::with_causes,
     tcp::{
         Shared,
         handshake::Channel,
@@ -112,7 +112,7 @@ async fn send_with_patience(
             backoff.reset();
         }
         futile_count += 1;
-        let error_text = chain(&error);
+        let error_text = with_causes(&error);
         if is_final(&error) || futile_count == FUTILE_MAX {
             tracing::warn!(peer = %to, %last, error = error_text, "a snapshot was not sent");
             return None;
