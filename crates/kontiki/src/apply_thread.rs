@@ -15,14 +15,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kontiki_raft::{Apply, Bytes, Entry, EntryId, Index, Membership, Payload, SnapshotMeta, Term};
+use kontiki_raft::{
+    Apply, Bytes, Entry, EntryId, Index, Membership, Payload, Rejection, SnapshotMeta, Term,
+};
 use tokio::sync::{OwnedSemaphorePermit, mpsc::UnboundedSender};
 
 use crate::{
     Batch, Command, Fault, LogFailure, LogReader, ReadError, RequestId, SessionId, SessionRefusal,
     SessionStep, StateMachine,
     log_thread::{LogEvent, Space, Witness},
-    snapshots::{Frozen, Sessions, SnapshotFiles, restore},
+    snapshots::{Frozen, Sessions, SnapshotFiles, is_no_space, restore},
 };
 
 /// A read by closure. Called with the machine, or with the reason why not.
@@ -97,6 +99,8 @@ pub(crate) struct ApplyParts<S: StateMachine> {
     /// The last entry that the machine has applied, and the membership in force there.
     pub(crate) applied: EntryId,
     pub(crate) membership: Arc<Membership>,
+    /// The machine lacks what the log no longer has, until a snapshot is restored.
+    pub(crate) is_bereft: bool,
     pub(crate) sessions: Option<Sessions<S::Response>>,
     pub(crate) snapshots: Option<SnapshotEnd<S::Snapshot>>,
 }
@@ -378,37 +382,52 @@ where
     /// space for it keeps the state that it has until there is some.
     fn restore(&mut self, meta: SnapshotMeta) -> Result<(), Stop> {
         self.flush()?;
+        let at = meta.last;
+        let failed = |source| Fault::Restore { at, source: Arc::new(source) };
+        let kept = match &self.parts.snapshots {
+            None => Err(io::Error::other("there is no place for snapshots here")),
+            // Newer ones may come while it waits, and take its name.
+            Some(SnapshotEnd { files, .. }) => files.open(at),
+        };
+        let kept = match kept {
+            Ok(kept) => kept,
+            Err(source) => return self.fail(failed(source)),
+        };
         let mut pause = SPACE_INTERVAL;
-        while let Err(source) = self.try_restore(&meta) {
-            if !is_no_space(&source) {
-                return self.fail(Fault::Restore { at: meta.last, source: Arc::new(source) });
+        loop {
+            let parts = &mut self.parts;
+            match restore(&mut parts.machine, parts.sessions.as_mut(), &kept, &meta) {
+                Ok(()) => break,
+                Err(error) if is_no_space(&error) => {
+                    tracing::warn!(%at, ?pause, %error, "no space to restore a snapshot: it waits");
+                }
+                Err(source) => return self.fail(failed(source)),
             }
-            let at = meta.last;
-            tracing::warn!(%at, ?pause, error = %source, "no space to restore a snapshot: it waits");
             self.space.set(Witness::Machine, true);
             self.wait_for_space(pause)?;
             pause = SPACE_INTERVAL_MAX.min(pause * 2);
         }
         self.look_at_space();
-        self.parts.applied = meta.last;
+        self.parts.is_bereft = false;
+        self.parts.applied = at;
         self.parts.membership = Arc::clone(&meta.membership);
         let durable = self.durable();
         self.tell(ApplyEvent::Restored { meta, durable })
-    }
-
-    fn try_restore(&mut self, meta: &SnapshotMeta) -> io::Result<()> {
-        let parts = &mut self.parts;
-        let Some(SnapshotEnd { files, .. }) = &parts.snapshots else {
-            return Err(io::Error::other("there is no place for snapshots here"));
-        };
-        restore(&mut parts.machine, parts.sessions.as_mut(), &**files, meta)
     }
 
     /// Lets time pass. Reads are of the state that is there; all else comes after the snapshot.
     fn wait_for_space(&mut self, pause: Duration) -> Result<(), Stop> {
         let until = Instant::now() + pause;
         loop {
-            match self.jobs.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            match self.jobs.recv_timeout(left) {
+                // There is a state here that never was.
+                Ok(ApplyJob::Read { serve, .. }) if self.parts.is_bereft => {
+                    serve(Err(ReadError::Rejected(Rejection::NoState)));
+                }
                 Ok(ApplyJob::Read { serve, room }) => self.serve(serve, room),
                 Ok(job) => self.put_off.push_back(job),
                 Err(RecvTimeoutError::Timeout) => return Ok(()),
@@ -456,8 +475,4 @@ where
     fn tell(&self, event: ApplyEvent<S::Response>) -> Result<(), Stop> {
         self.events.send(E::from(event)).map_err(|_| Stop)
     }
-}
-
-fn is_no_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -165,10 +165,12 @@ impl<S: StateMachine> Raft<S> {
                     None
                 }
             };
-            if let Some(why @ (Rejection::TooLarge { .. } | Rejection::NoSessions)) = why {
-                return Err(SessionError::Rejected(why));
-            }
-            if deadline <= Instant::now() + PAUSE {
+            let is_vain = match why {
+                Some(why @ Rejection::TooLarge { .. }) => return Err(SessionError::Rejected(why)),
+                Some(Rejection::NoSessions) => true,
+                _ => false,
+            };
+            if is_vain || deadline <= Instant::now() + PAUSE {
                 return Err(match why {
                     Some(why) if is_certain => SessionError::Rejected(why),
                     _ => SessionError::Unknown,

@@ -71,13 +71,14 @@ pub struct Status {
     pub durable_index: Index,
     /// The entry before the first of the log.
     pub log_start: EntryId,
-    /// The last entry of the log.
+    /// The last entry of the log, for [`ChangeSet::expect`]: [`membership`](Self::membership) is
+    /// in force there.
     pub last: EntryId,
     /// What the entries of the log take, about, in bytes.
     pub log_bytes: u64,
     /// The membership in force.
     pub membership: Membership,
-    /// The entry that it is from, for [`ChangeSet::expect`].
+    /// The entry that it is from, or that of the snapshot in which it came.
     pub membership_at: EntryId,
     /// When this was said, by the clock of the node.
     pub now: Timestamp,

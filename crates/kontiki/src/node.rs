@@ -11,7 +11,7 @@ mod ask;
 mod hear;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         mpsc::{Sender, SyncSender},
@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::Span;
 
 use crate::{
-    Action, BoxFuture, Clock, Event, Fault, Inbox, Links, NodeIdentity, ReadError, Replica,
+    Action, Answer, BoxFuture, Clock, Event, Fault, Inbox, Links, NodeIdentity, ReadError, Replica,
     RequestId, StateMachine, Status,
     apply_thread::{ApplyEvent, ApplyJob, ReadFn},
     compaction::{Order, SnapshotDesk},
@@ -97,11 +97,21 @@ struct Gathered<S: StateMachine> {
 
 /// Who waits for the answer to a request.
 enum Waiter<S: StateMachine> {
-    Propose { reply: oneshot::Sender<ProposeResult<S>>, span: Span },
-    Session(oneshot::Sender<SessionResult<S>>),
+    Propose { reply: oneshot::Sender<ProposeResult<S>>, span: Span, deadline: Timestamp },
+    Session { reply: oneshot::Sender<SessionResult<S>>, deadline: Timestamp },
     Change(oneshot::Sender<ChangeResult>),
     Read(ReadFn<S>),
     ReadBarrier(oneshot::Sender<Result<Index, ReadError>>),
+}
+
+impl<S: StateMachine> Waiter<S> {
+    /// Until when whoever has proposed something waits.
+    fn deadline(&self) -> Option<Timestamp> {
+        match self {
+            Self::Propose { deadline, .. } | Self::Session { deadline, .. } => Some(*deadline),
+            Self::Change(_) | Self::Read(_) | Self::ReadBarrier(_) => None,
+        }
+    }
 }
 
 /// The node loop and all that it owns.
@@ -116,6 +126,9 @@ pub(crate) struct Node<S: StateMachine> {
     actions: Vec<Action>,
     /// Never iterated: its order would be chance.
     waiters: HashMap<RequestId, Waiter<S>>,
+    /// Those whose entry is with the state machine, in its order. The first may have its answer,
+    /// if others behind it do not.
+    handed: VecDeque<RequestId>,
     next_request: u64,
     times: Times,
     desk: SnapshotDesk,
@@ -202,6 +215,7 @@ impl<S: StateMachine> Node<S> {
             gathered: Gathered::default(),
             actions: Vec::new(),
             waiters: HashMap::new(),
+            handed: VecDeque::new(),
             next_request: 0,
             times,
             desk: parts.desk,
@@ -274,7 +288,7 @@ impl<S: StateMachine> Node<S> {
     /// that is set anew for every message costs more; so an earlier one is left alone.
     fn arm_timer(&mut self) {
         let status_at = (0 < self.status.receiver_count()).then_some(self.status_at);
-        let own = self.stop_at.into_iter().chain(status_at);
+        let own = self.stop_at.into_iter().chain(status_at).chain(self.handed_deadline());
         let Some(at) = self.replica.next_deadline().into_iter().chain(own).min() else {
             self.timer = None;
             return;
@@ -316,6 +330,7 @@ impl<S: StateMachine> Node<S> {
         }
         self.actions = actions;
         self.carry_out_orders();
+        self.expire_handed(now);
         self.maybe_publish(now);
         if self.measure_at <= now {
             self.measure_at = now + GAUGE_INTERVAL;
@@ -329,6 +344,24 @@ impl<S: StateMachine> Node<S> {
         if self.status_at <= now && 0 < self.status.receiver_count() {
             self.status.send_replace(self.status_now());
             self.status_at = now + STATUS_INTERVAL;
+        }
+    }
+
+    /// When the first of those whose entry is with the state machine runs out of time.
+    fn handed_deadline(&self) -> Option<Timestamp> {
+        self.waiters.get(self.handed.front()?)?.deadline()
+    }
+
+    /// A state machine that cannot go on, for want of space most often, keeps nobody waiting:
+    /// what becomes of a command is not known then.
+    fn expire_handed(&mut self, now: Timestamp) {
+        while let Some(&id) = self.handed.front() {
+            match self.handed_deadline() {
+                Some(deadline) if now < deadline => return,
+                Some(_) => self.answer(id, Answer::Unknown { at: None }),
+                None => {} // it has its answer
+            }
+            self.handed.pop_front();
         }
     }
 
@@ -346,7 +379,7 @@ impl<S: StateMachine> Node<S> {
         if self.stop_at.is_some() {
             return;
         }
-        let others = self.replica.status().membership.voters().count() > 1;
+        let others = self.replica.status().membership.voters().any(|id| id != self.identity.id);
         if others && self.soft_state.borrow().role == Role::Leader {
             self.replica.handle(now, Event::TransferLeadership { to: None });
             self.stop_at = Some(now + self.times.transfer_timeout);

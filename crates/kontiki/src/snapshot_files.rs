@@ -1,7 +1,7 @@
 //! The snapshot files in the data directory, as the node and its transport use them.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, Write},
     path::Path,
     sync::Arc,
 };
@@ -12,7 +12,7 @@ use kontiki_raft::{Bytes, EntryId, SnapshotMeta};
 
 use crate::{
     Reception, SnapshotOffer, SnapshotSink, SnapshotSource, SnapshotStore,
-    snapshots::{SnapshotFile, SnapshotFiles},
+    snapshots::{Kept, SnapshotFile, SnapshotFiles},
 };
 
 /// Snapshots in `dir/snapshot`.
@@ -53,8 +53,9 @@ impl SnapshotFiles for DirSnapshots {
         Ok(Box::new(Writer(self.0.begin(meta)?)))
     }
 
-    fn open(&self, last: EntryId) -> io::Result<Box<dyn Read + Send>> {
-        Ok(Box::new(self.0.reader(last)?))
+    fn open(&self, last: EntryId) -> io::Result<Kept> {
+        let source = self.0.source(last)?;
+        Ok(Box::new(move || Box::new(source.reader())))
     }
 }
 

@@ -38,9 +38,12 @@ pub(crate) trait SnapshotFiles: SnapshotStore {
     /// Starts to write one. It counts when it is finished; dropped before, it leaves nothing.
     fn create(&self, meta: &SnapshotMeta) -> io::Result<Box<dyn SnapshotFile>>;
 
-    /// Reads the stream of the one that ends at `last`, and checks every byte of it.
-    fn open(&self, last: EntryId) -> io::Result<Box<dyn Read + Send>>;
+    /// The one that ends at `last`, which stays readable for as long as that is kept.
+    fn open(&self, last: EntryId) -> io::Result<Kept>;
 }
+
+/// A snapshot that can be read from its beginning, as often as need be. Every byte is checked.
+pub(crate) type Kept = Box<dyn Fn() -> Box<dyn Read + Send> + Send>;
 
 /// A snapshot file that is being written.
 pub(crate) trait SnapshotFile: Write + Send {
@@ -141,14 +144,14 @@ fn write<W: SnapshotWriter>(files: &dyn SnapshotFiles, frozen: Frozen<W>) -> io:
 /// State machines write small pieces; files take large ones.
 const WRITE_BYTES: usize = 64 << 10;
 
-/// Replaces the state of `machine`, and of its sessions, by that of a snapshot file.
+/// Replaces the state of `machine`, and of its sessions, by that of a snapshot.
 pub(crate) fn restore<S: StateMachine>(
     machine: &mut S,
     sessions: Option<&mut Sessions<S::Response>>,
-    files: &dyn SnapshotFiles,
+    snapshot: &Kept,
     meta: &SnapshotMeta,
 ) -> io::Result<()> {
-    let mut stream = files.open(meta.last)?;
+    let mut stream = snapshot();
     let mut length = [0; 8];
     stream.read_exact(&mut length)?;
     let length = u64::from_le_bytes(length);
@@ -172,6 +175,11 @@ pub(crate) fn restore<S: StateMachine>(
     }
     machine.membership_changed(meta.last, &meta.membership);
     Ok(())
+}
+
+/// Whether there was no room to write, so that to try again may help.
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn invalid(what: &str) -> io::Error {

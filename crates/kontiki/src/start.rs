@@ -29,7 +29,7 @@ use crate::{
     metrics::log_sync_seconds,
     node::{Internal, Node, NodeParts, Sources, Threads, Times},
     snapshot_files::DirSnapshots,
-    snapshots::{Sessions, SnapshotFiles, restore, run_snapshots},
+    snapshots::{Sessions, SnapshotFiles, is_no_space, restore, run_snapshots},
 };
 
 impl<S: StateMachine> Builder<S> {
@@ -277,6 +277,8 @@ struct State<S: StateMachine> {
     machine: S,
     sessions: Option<Sessions<S::Response>>,
     is_in_memory: bool,
+    /// The machine lacks what the log no longer has.
+    is_bereft: bool,
     applied: EntryId,
     /// In force at `applied`.
     membership: Arc<Membership>,
@@ -342,7 +344,7 @@ impl Recovery<'_> {
     ) -> Result<State<S>, StartError> {
         let Self { id, recovered } = self;
         let log_start = recovered.log_start;
-        let newest = match snapshots {
+        let mut newest = match snapshots {
             None => None,
             Some(files) => files
                 .recover(&mut |meta| is_covered(recovered, meta))
@@ -355,10 +357,23 @@ impl Recovery<'_> {
         match (&newest, snapshots) {
             (Some(meta), Some(files)) if is_behind => {
                 let at = meta.last;
-                restore(&mut machine, sessions.as_mut(), files, meta)
-                    .map_err(|source| StartError::Snapshot { at, source })?;
-                tracing::info!(%at, "restored from a snapshot");
-                applied = at;
+                let restored = files
+                    .open(at)
+                    .and_then(|kept| restore(&mut machine, sessions.as_mut(), &kept, meta));
+                match restored {
+                    Ok(()) => {
+                        tracing::info!(%at, "restored from a snapshot");
+                        applied = at;
+                    }
+                    // A leader offers it again, and then it waits for space. Meanwhile the log
+                    // counts, and so does the vote.
+                    Err(error)
+                        if is_no_space(&error) && !is_in_memory && !is_alone(id, recovered) =>
+                    {
+                        tracing::error!(%at, %error, "no space to restore the snapshot");
+                    }
+                    Err(source) => return Err(StartError::Snapshot { at, source }),
+                }
             }
             // Nobody could send one, or it could not be kept.
             _ if applied.index < log_start.index
@@ -380,7 +395,11 @@ impl Recovery<'_> {
             (None, None, Some((_, first))) => Arc::clone(first),
             (None, None, None) => return Err(StartError::Restore(RestoreError::NoVoters)),
         };
-        Ok(State { machine, sessions, is_in_memory, applied, membership, newest })
+        let is_bereft = applied.index < log_start.index;
+        if is_bereft {
+            newest = None; // it is not to be had here
+        }
+        Ok(State { machine, sessions, is_in_memory, is_bereft, applied, membership, newest })
     }
 }
 
@@ -474,8 +493,16 @@ impl<R: Send + 'static> Starter<'_, R> {
                 Some(SnapshotEnd { files, writer })
             }
         };
-        let State { machine, sessions, applied, membership, .. } = state;
-        let parts = ApplyParts { machine, log: reader, applied, membership, sessions, snapshots };
+        let State { machine, sessions, is_bereft, applied, membership, .. } = state;
+        let parts = ApplyParts {
+            machine,
+            log: reader,
+            applied,
+            membership,
+            is_bereft,
+            sessions,
+            snapshots,
+        };
         let applier = Applier::new(parts, apply_jobs, self.events.clone(), of_machine);
         self.spawn("apply", move || applier.run())?;
         Ok(Threads { log, apply, stored, joins: self.joins })

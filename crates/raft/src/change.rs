@@ -51,7 +51,8 @@ pub enum Change {
 pub struct ChangeSet {
     /// In this order.
     pub changes: Vec<Change>,
-    /// Only if the membership in force is the one of this entry (compare-and-swap).
+    /// Only if the membership has not changed since this entry (compare-and-swap): the one that
+    /// it is from, or a later one of the log.
     pub expect: Option<EntryId>,
 }
 

@@ -121,7 +121,7 @@ impl RaftCore {
         if self.commit_index < at.index || current.is_joint() {
             return Err(Rejection::MembershipInProgress { at });
         }
-        if change.expect.is_some_and(|expected| expected != at) {
+        if change.expect.is_some_and(|expected| !self.is_in_force_since(expected)) {
             return Err(Rejection::MembershipChanged { now: at });
         }
         let next = reconfigure::change(current, change, |id| leading.is_caught_up(id))
@@ -132,6 +132,14 @@ impl RaftCore {
         let payload = Payload::Membership(Arc::new(next));
         self.check_size(payload.byte_len())?;
         Ok(self.append(payload))
+    }
+
+    /// Whether the membership has not changed since this entry, which this log holds. Whoever was
+    /// born from a snapshot knows an entry that its membership was in force at, and not the one
+    /// that it is from.
+    fn is_in_force_since(&self, entry: EntryId) -> bool {
+        let at = self.memberships.current_at();
+        entry == at || (at.index < entry.index && self.log.id_at(entry.index) == Some(entry))
     }
 
     /// Whether enough voters of `next` were heard of lately for it to decide anything. If not, the

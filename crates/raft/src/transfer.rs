@@ -71,7 +71,8 @@ impl RaftCore {
 
     /// Gives up when the target has not taken over in time. The order to stand may still be on
     /// its way, and the voters' promises do not bind them against it: a blank entry does, once
-    /// it is committed, for the target does not hold it (§5.4.1).
+    /// it is committed. A target that does not hold it cannot win (§5.4.1), and to one that does
+    /// the order is of a log that it has no more.
     pub(crate) fn expire_transfer(&mut self) {
         let now = self.now;
         let is_voter = self.memberships.current().is_voter(self.config.id);
@@ -90,16 +91,13 @@ impl RaftCore {
         }
     }
 
-    /// The leader wants this node to take over. An order that is late, or that speaks of a log
-    /// that we do not hold, is none.
+    /// The leader wants this node to take over. An order that is late, or that speaks of another
+    /// log than ours, is none: a leader appends nothing while it hands over, so an entry behind
+    /// the one it speaks of says that it has given up.
     pub(crate) fn on_timeout_now(&mut self, from: NodeId, last: EntryId) {
         let is_follower = matches!(self.state, State::Follower(_));
         let may_stand = self.can_campaign();
-        if is_follower
-            && self.leader() == Some(from)
-            && self.log.last().is_up_to_date_with(last)
-            && may_stand
-        {
+        if is_follower && self.leader() == Some(from) && self.log.last() == last && may_stand {
             self.become_candidate(VoteKind::Transfer);
         }
     }

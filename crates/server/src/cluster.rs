@@ -195,10 +195,11 @@ async fn change_all(
         if changes.is_empty() {
             return Ok(());
         }
-        let change = ChangeSet { changes, expect: Some(status.membership_at) };
+        let change = ChangeSet { changes, expect: Some(status.last) };
         match service.raft.change_membership(change).await {
-            Ok(membership) => {
-                service.roster.show(&membership);
+            Ok(_) => {
+                // It is with the state machine: what comes behind it finds the roster changed.
+                drop(service.raft.read_stale(|_| ()).await);
                 return Ok(());
             }
             // Another change came in between: see what is left to do.

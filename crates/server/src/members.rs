@@ -217,7 +217,7 @@ impl Roster {
     }
 
     /// Shows these members to clients. Who is removed is decided elsewhere.
-    pub(crate) fn show(&self, membership: &Membership) {
+    fn show(&self, membership: &Membership) {
         let members = self.read(membership);
         let mut people = self.people_mut();
         if let Some(record) = membership.members.iter().find_map(record) {

@@ -343,6 +343,10 @@ impl RunningServer {
     /// When the future is dropped the server stops, or is stopped already.
     pub async fn recover(self, fault: ServerFault) -> Result<Self, RecoverError> {
         let Some(fatal) = repair::damage_of(&fault) else {
+            if matches!(fault, ServerFault::Removed) {
+                // It may lead still, and answer whoever has asked for its removal.
+                drop(self.shutdown().await);
+            }
             return Err(RecoverError::Fault(fault));
         };
         let damage = with_causes(&fatal);

@@ -215,7 +215,11 @@ impl Store {
     /// Puts what was opened in the place of all that was.
     pub(crate) fn replace(&self, opened: Opened) -> std::io::Result<()> {
         let new = Live::start(opened)?;
-        let mut old = std::mem::replace(&mut *self.live.write(), new);
+        let mut live = self.live.write();
+        let is_patient = live.shared.is_patient.load(Ordering::Acquire);
+        new.shared.is_patient.store(is_patient, Ordering::Release);
+        let mut old = std::mem::replace(&mut *live, new);
+        drop(live);
         old.stop();
         // Nobody compacts it any more, so nobody may wait for that.
         old.shared.compaction.lock().give_up();
@@ -455,9 +459,10 @@ impl Store {
     /// From now on [`apply`](Self::apply) waits for no disk, however much is pending. For a
     /// process that is about to end and must not wait for a full disk to be emptied.
     pub fn wait_no_more(&self) {
-        let shared = self.shared();
-        shared.is_patient.store(false, Ordering::Release);
-        shared.room.notify_all();
+        // A restore that is under way takes it over.
+        let live = self.live.read();
+        live.shared.is_patient.store(false, Ordering::Release);
+        live.shared.room.notify_all();
     }
 
     /// What a crash had torn and the opening has cut, if it has cut anything. It was not

@@ -37,6 +37,7 @@ impl<S: StateMachine> Node<S> {
             Action::Apply { what, waiters } => {
                 self.meters.on_committed(now, &waiters);
                 self.trace_committed(&waiters);
+                self.handed.extend(waiters.iter().map(|(_, id)| *id));
                 self.submit_apply(ApplyJob::Apply { what, waiters });
             }
             Action::SendSnapshot { to, session, at_least } => {
@@ -86,7 +87,7 @@ impl<S: StateMachine> Node<S> {
         }
     }
 
-    fn answer(&mut self, id: RequestId, answer: Answer) {
+    pub(super) fn answer(&mut self, id: RequestId, answer: Answer) {
         self.meters.forget(id);
         let Some(waiter) = self.waiters.remove(&id) else { return };
         match (waiter, answer) {
@@ -103,7 +104,7 @@ impl<S: StateMachine> Node<S> {
             (Waiter::Change(reply), Answer::MembershipChanged { membership, .. }) => {
                 drop(reply.send(Ok(membership)));
             }
-            (Waiter::Session(reply), answer) => drop(reply.send(Err(propose_error(answer)))),
+            (Waiter::Session { reply, .. }, answer) => drop(reply.send(Err(propose_error(answer)))),
             (Waiter::Propose { reply, .. }, answer) => drop(reply.send(Err(propose_error(answer)))),
             (Waiter::Change(reply), answer) => drop(reply.send(Err(propose_error(answer)))),
             (Waiter::Read(_) | Waiter::ReadBarrier(_), answer) => {

@@ -34,7 +34,7 @@ impl<S: StateMachine> Node<S> {
             },
             Request::ProposeSession { content, reply } => {
                 self.room.bytes.fetch_sub(content.len(), Ordering::Relaxed);
-                let id = self.enter(Waiter::Session(reply));
+                let id = self.enter(Waiter::Session { reply, deadline });
                 let (command, is_session) = (content, true);
                 self.replica.handle(now, Event::Propose { id, command, is_session, deadline });
             }
@@ -66,7 +66,7 @@ impl<S: StateMachine> Node<S> {
             return;
         }
         let deadline = now + self.times.request_timeout;
-        let id = self.enter(Waiter::Propose { reply, span });
+        let id = self.enter(Waiter::Propose { reply, span, deadline });
         self.meters.on_proposed(now, id);
         let is_session = false;
         self.replica.handle(now, Event::Propose { id, command, is_session, deadline });

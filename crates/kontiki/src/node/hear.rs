@@ -105,12 +105,12 @@ impl<S: StateMachine> Node<S> {
     fn respond(&mut self, id: RequestId, at: EntryId, reply: Reply<S::Response>) {
         // Whoever asked may have gone.
         match (self.waiters.remove(&id), reply) {
-            (Some(Waiter::Propose { reply: waiter, span }), Reply::Response(response)) => {
+            (Some(Waiter::Propose { reply: waiter, span, .. }), Reply::Response(response)) => {
                 span.record("at", tracing::field::display(at));
                 span.in_scope(|| tracing::debug!("applied"));
                 drop(waiter.send(Ok(Applied { at, response })));
             }
-            (Some(Waiter::Session(waiter)), response) => {
+            (Some(Waiter::Session { reply: waiter, .. }), response) => {
                 drop(waiter.send(Ok(Applied { at, response })));
             }
             _ => {}

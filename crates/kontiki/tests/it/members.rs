@@ -131,8 +131,7 @@ async fn changes_wait_for_each_other_and_compare_with_what_was_expected() {
     .await;
 
     let id = at(&status.membership, &a).id;
-    let remove =
-        ChangeSet { expect: Some(status.membership_at), ..ChangeSet::one(Change::Remove(id)) };
+    let remove = ChangeSet { expect: Some(status.last), ..ChangeSet::one(Change::Remove(id)) };
     nodes[0].change_membership(remove.clone()).await.unwrap();
     let error = nodes[0].change_membership(remove).await.unwrap_err();
     let is_changed = matches!(error, ProposeError::Rejected(Rejection::MembershipChanged { .. }));

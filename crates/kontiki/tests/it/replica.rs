@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kontiki::{Answer, Bytes, Envelope, Event, NodeId, Rejection, Role};
+use kontiki::{Answer, Bytes, Envelope, Event, Index, NodeId, Rejection, Role};
 use kontiki_raft::{Body, LogWrite};
 use proptest::prelude::*;
 
@@ -153,6 +153,7 @@ fn a_reply_that_was_overtaken_by_its_entry_does_not_wait_for_ever() {
     assert!(matches!(outcome, Outcome::Answer(Answer::Unknown { at: Some(_) })), "{outcome:?}");
 }
 
+/// Pitfall R11.
 #[test]
 fn a_read_is_served_only_when_enough_is_applied() {
     let mut world = World::new(3);
@@ -169,6 +170,43 @@ fn a_read_is_served_only_when_enough_is_applied() {
     assert_applied(world.outcome(leader, written), "seen");
     let outcome = world.outcome(leader, read);
     assert!(matches!(outcome, Outcome::Answer(Answer::ReadReady { .. })), "{outcome:?}");
+}
+
+/// Pitfall R11. As after a restart: entry by entry, and no read before all of them.
+#[test]
+fn a_follower_that_replays_its_log_serves_no_read_before_it_has() {
+    let mut world = World::tuned(3, |config| config.unapplied_bytes_max = 1); // in small steps
+    let leader = world.elect();
+    let follower = leader % 3 + 1;
+    for command in ["a", "b", "c"] {
+        let request = world.propose(leader, command, LONG);
+        world.run_for(HEARTBEAT);
+        assert_applied(world.outcome(leader, request), command);
+    }
+    let committed = world.host(leader).replica.status().commit_index;
+    world.restart(follower);
+    world.host(follower).is_machine_stalled = true;
+    let early = world.read(follower, LONG); // it knows of no leader yet
+    world.run_for(3 * HEARTBEAT);
+    let late = world.read(follower, LONG); // it knows what is committed
+    world.run_for(3 * HEARTBEAT);
+    world.host(follower).is_machine_stalled = false;
+    let mut steps = 0;
+    loop {
+        let applied = world.host(follower).replica.status().applied_index;
+        for read in [early, late] {
+            let is_served = !world.outcomes(follower, read).is_empty();
+            assert_eq!(is_served, committed <= applied, "{read:?} at {applied}");
+        }
+        if committed <= applied {
+            break;
+        }
+        let upto = world.host(follower).apply().expect("there is more to replay");
+        world.handle(follower, Event::Applied { upto, durable: Index::ZERO });
+        world.poll(follower);
+        steps += 1;
+    }
+    assert!(1 < steps, "it was all or nothing");
 }
 
 #[test]

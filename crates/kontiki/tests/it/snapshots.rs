@@ -2,7 +2,7 @@
 
 use std::{fs, sync::atomic::Ordering, time::Duration};
 
-use kontiki::{Builder, Compaction, Index, Raft, ReadError, Rejection, StartError};
+use kontiki::{Builder, Compaction, Index, ProposeError, Raft, ReadError, Rejection, StartError};
 
 use crate::{
     common::{Cluster, List, eventually, leader, quick, small_log},
@@ -239,6 +239,7 @@ async fn a_snapshot_waits_for_space() {
             .bootstrap(cluster.members.clone())
             .log_options(small_log())
             .compaction(compaction)
+            .request_timeout(Duration::from_secs(2))
             .tune(quick)
             .tune(|config| (config.purge_entries_min, config.log_keep_bytes) = (10, 0));
         builder.start().await.ok()
@@ -270,9 +271,25 @@ async fn a_snapshot_waits_for_space() {
     let len = |machine: &Durable| machine.0.lock().unwrap().1.len();
     assert!(back.read_stale(len).await.unwrap() < 400, "it serves what it has");
     assert!(back.status().await.unwrap().is_storage_full);
+    // What is decided elsewhere and cannot be applied here keeps nobody waiting.
+    let unknown = back.propose("x").await.unwrap_err();
+    assert!(matches!(unknown, ProposeError::Unknown { .. }), "{unknown:?}");
+
+    // A restart finds a log after what the machine holds, and still no space.
+    back.shutdown().await.unwrap();
+    let back = eventually("it starts", || start(id, machine)).await;
+    assert!(back.status().await.unwrap().needs_snapshot.is_some());
+    let refused = back.read_stale(len).await.unwrap_err();
+    assert!(matches!(refused, ReadError::Rejected(Rejection::NoState)), "{refused}");
+    eventually("the snapshot has come again", || async {
+        back.status().await.unwrap().is_storage_full.then_some(())
+    })
+    .await;
+    let refused = back.read_stale(len).await.unwrap_err();
+    assert!(matches!(refused, ReadError::Rejected(Rejection::NoState)), "{refused}");
     machine.1.store(false, Ordering::Relaxed);
     eventually("it has caught up", || async {
-        (back.read_stale(len).await.unwrap() == 400).then_some(())
+        (back.read_stale(len).await.ok() == Some(401)).then_some(())
     })
     .await;
     back.shutdown().await.unwrap();

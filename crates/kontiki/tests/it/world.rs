@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -9,7 +10,7 @@ use kontiki::{
     Action, Answer, Bytes, Config, Entry, EntryId, Event, Index, Membership, Message, NodeId,
     Payload, ReadMode, Recovered, Replica, RequestId, Role, SnapshotMeta, Timestamp, WriteBatch,
 };
-use kontiki_raft::{Apply, Body, LogWrite};
+use kontiki_raft::{Apply, Body, HardState, LogWrite};
 
 /// What became of a request: the answer, or the entry that answers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,12 +34,15 @@ pub(crate) struct World {
     pub(crate) flights: VecDeque<Flight>,
     /// Nothing reaches or leaves these.
     pub(crate) cut: BTreeSet<NodeId>,
+    genesis: Arc<Membership>,
     next_request: u64,
 }
 
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) replica: Replica,
+    config: Config,
+    hard_state: HardState,
     pub(crate) log: Vec<Entry>,
     pub(crate) writes: VecDeque<LogWrite>,
     pub(crate) applies: VecDeque<(Apply, Vec<(Index, RequestId)>)>,
@@ -60,19 +64,22 @@ impl World {
     pub(crate) fn tuned(count: u64, tune: impl Fn(&mut Config)) -> Self {
         let now = Timestamp(1_000_000);
         let voters = (1..=count).map(|id| (NodeId(id), format!("n{id}")));
-        let genesis = Membership::of_voters(voters);
+        let genesis = Arc::new(Membership::of_voters(voters));
         let nodes = (1..=count).map(|id| {
             let mut config = Config::new(NodeId(id), 100 + id);
             config.election_timeout = ELECTION_TIMEOUT;
             config.heartbeat_interval = HEARTBEAT;
             tune(&mut config);
             let recovered = Recovered {
-                memberships: vec![(EntryId::ZERO, genesis.clone().into())],
+                memberships: vec![(EntryId::ZERO, Arc::clone(&genesis))],
                 is_pristine: true,
                 ..Recovered::default()
             };
             Host {
-                replica: Replica::new(config, recovered, now).expect("the settings are sound"),
+                replica: Replica::new(config.clone(), recovered, now)
+                    .expect("the settings are sound"),
+                config,
+                hard_state: HardState::default(),
                 log: Vec::new(),
                 writes: VecDeque::new(),
                 applies: VecDeque::new(),
@@ -81,17 +88,43 @@ impl World {
                 is_machine_stalled: false,
             }
         });
+        let nodes = nodes.collect();
         Self {
             now,
-            nodes: nodes.collect(),
+            nodes,
             flights: VecDeque::new(),
             cut: BTreeSet::new(),
+            genesis,
             next_request: 0,
         }
     }
 
     pub(crate) fn host(&mut self, id: u64) -> &mut Host {
         &mut self.nodes[usize::try_from(id - 1).expect("a small id")]
+    }
+
+    /// The process of a node dies and comes back: the log is there and the state is not, as of a
+    /// machine in memory.
+    pub(crate) fn restart(&mut self, id: u64) {
+        let (now, genesis) = (self.now, Arc::clone(&self.genesis));
+        let host = self.host(id);
+        let mut term_runs: Vec<EntryId> = Vec::new();
+        for entry in &host.log {
+            if term_runs.last().is_none_or(|run| run.term != entry.id.term) {
+                term_runs.push(entry.id);
+            }
+        }
+        let recovered = Recovered {
+            hard_state: host.hard_state,
+            term_runs,
+            last: host.log.last().map_or(EntryId::ZERO, |entry| entry.id),
+            memberships: vec![(EntryId::ZERO, genesis)],
+            applied: Index::ZERO,
+            ..Recovered::default()
+        };
+        host.replica = Replica::new(host.config.clone(), recovered, now).expect("it was sound");
+        host.writes.clear();
+        host.applies.clear();
     }
 
     pub(crate) fn handle(&mut self, id: u64, event: Event) {
@@ -281,6 +314,7 @@ impl Host {
             let blank = |index| Entry::new(EntryId { index: Index(index), ..last }, Payload::Blank);
             self.log = (1..=last.index.get()).map(blank).collect();
         }
+        self.hard_state = batch.hard_state.unwrap_or(self.hard_state);
         for entry in batch.entries {
             let position = usize::try_from(entry.id.index.prev().get()).expect("a small index");
             self.log.truncate(position);
@@ -294,7 +328,7 @@ impl Host {
     }
 
     /// Applies what was handed out next. Returns how far it goes.
-    fn apply(&mut self) -> Option<Index> {
+    pub(crate) fn apply(&mut self) -> Option<Index> {
         if self.is_machine_stalled {
             return None;
         }

@@ -48,6 +48,12 @@ impl SnapshotSource {
         self.read(number).map(|(chunk, _)| chunk)
     }
 
+    /// Its bytes, from their beginning.
+    #[must_use]
+    pub fn reader(&self) -> SnapshotReader {
+        SnapshotReader::new(self.clone())
+    }
+
     fn read(&self, number: u64) -> Result<(Bytes, u32), LogError> {
         let at = self.header.chunk_at(number);
         let bad = |what: &str| LogError::damaged(&self.path, at, format!("chunk {number}: {what}"));
