@@ -342,11 +342,24 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         patches: &[("if transfer.is_sent || matched < last.index {", "if transfer.is_sent {")],
     },
     Mutant {
+        name: "obey an order to stand behind the blank that ended it (pitfall B17)",
+        file: "crates/raft/src/transfer.rs",
+        patches: &[("&& self.log.last() == last", "&& self.log.last().is_up_to_date_with(last)")],
+    },
+    Mutant {
+        name: "change a membership that nobody has looked at",
+        file: "crates/raft/src/change_membership.rs",
+        patches: &[(
+            "entry == at || (at.index < entry.index",
+            "entry == at || (at.index <= entry.index.next()",
+        )],
+    },
+    Mutant {
         name: "obey a late order to stand (pitfall B17)",
         file: "crates/raft/src/transfer.rs",
         patches: &[(
-            "&& self.leader() == Some(from)\n            && self.log.last().is_up_to_date_with(last)",
-            "&& self.leader().is_none_or(|leader| leader == from)\n            && (self.log.last().is_up_to_date_with(last) || true)",
+            "self.leader() == Some(from) && self.log.last() == last",
+            "self.leader().is_none_or(|leader| leader == from) && (self.log.last() == last || true)",
         )],
     },
     Mutant {
