@@ -349,10 +349,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "change a membership that nobody has looked at",
         file: "crates/raft/src/change_membership.rs",
-        patches: &[(
-            "entry == at || (at.index < entry.index",
-            "entry == at || (at.index <= entry.index.next()",
-        )],
+        patches: &[("(at.index < entry.index && self", "(at.index != entry.index && self")],
     },
     Mutant {
         name: "obey a late order to stand (pitfall B17)",
