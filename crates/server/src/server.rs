@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use kontiki::{Identity, LogOptions, Raft, ReadMode, RealDisk};
+use kontiki::{Identity, LogOptions, Raft, ReadMode, RealDisk, with_causes};
 use kontiki_store::{OpenError, Store, StoreOptions, Torn};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time};
 
@@ -231,17 +231,6 @@ async fn beside<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> 
         Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
-}
-
-/// An error and what has led to it, on one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Binds all sockets, so that a wrong address is found before the disk is touched.
