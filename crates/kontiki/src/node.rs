@@ -135,6 +135,8 @@ pub(crate) struct Node<S: StateMachine> {
     /// What the desk has said and is to be done in this turn.
     orders: Vec<Order>,
     snapshots: Option<Arc<dyn SnapshotFiles>>,
+    /// A snapshot up to here was received, and the log may not be reset to it durably yet.
+    unsettled: Option<Index>,
     /// The state machine has applied the log up to here …
     applied_index: Index,
     /// … and will still know it up to here after power loss.
@@ -221,6 +223,7 @@ impl<S: StateMachine> Node<S> {
             desk: parts.desk,
             orders: Vec::new(),
             snapshots: parts.snapshots,
+            unsettled: None,
             applied_index: parts.applied_index,
             machine_durable: parts.machine_durable,
             room: parts.room,

@@ -8,7 +8,7 @@ use std::{
 
 use kontiki_disk::Disk;
 use kontiki_log::{LogError, Receiving, SnapshotFileWriter, SnapshotInfo, SnapshotReceiver};
-use kontiki_raft::{Bytes, EntryId, SnapshotMeta};
+use kontiki_raft::{Bytes, EntryId, Index, SnapshotMeta};
 
 use crate::{
     Reception, SnapshotOffer, SnapshotSink, SnapshotSource, SnapshotStore,
@@ -47,6 +47,10 @@ impl SnapshotFiles for DirSnapshots {
             }
         }
         Ok(found)
+    }
+
+    fn settle(&self, durable: Index) {
+        self.0.settle(durable);
     }
 
     fn create(&self, meta: &SnapshotMeta) -> io::Result<Box<dyn SnapshotFile>> {

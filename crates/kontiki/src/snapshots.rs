@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, mpsc::Receiver},
 };
 
-use kontiki_raft::{Bytes, EntryId, SnapshotMeta};
+use kontiki_raft::{Bytes, EntryId, Index, SnapshotMeta};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
@@ -34,6 +34,10 @@ pub(crate) trait SnapshotFiles: SnapshotStore {
         &self,
         is_usable: &mut dyn FnMut(&SnapshotMeta) -> bool,
     ) -> io::Result<Option<SnapshotMeta>>;
+
+    /// The log is durable up to here. What was received and is behind that is not removed, nor
+    /// what the log needs as it is.
+    fn settle(&self, durable: Index);
 
     /// Starts to write one. It counts when it is finished; dropped before, it leaves nothing.
     fn create(&self, meta: &SnapshotMeta) -> io::Result<Box<dyn SnapshotFile>>;

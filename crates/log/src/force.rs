@@ -14,7 +14,8 @@ use std::{fmt, ops::RangeInclusive, path::Path, sync::Arc};
 
 use kontiki_disk::Disk;
 use kontiki_raft::{
-    Entry, EntryId, HardState, Index, Member, MemberRole, Membership, NodeId, Payload, WriteBatch,
+    Entry, EntryId, HardState, Index, Member, MemberRole, Membership, NodeId, Payload,
+    SnapshotMeta, WriteBatch,
 };
 
 use crate::{
@@ -31,6 +32,9 @@ pub struct ForceRequest {
     pub address: Option<Arc<str>>,
     /// Go on though entries of the log are damaged and lost.
     pub accept_loss: bool,
+    /// What the state machine has applied and will not forget, if it keeps its state on disk. If
+    /// the log ends before that it begins anew after it, and nothing of the state is lost.
+    pub applied: Option<EntryId>,
     /// As the server opens its log.
     pub log: LogOptions,
 }
@@ -54,6 +58,8 @@ pub struct ForceReport {
     pub declared_committed: u64,
     /// Entries that were damaged and are lost.
     pub damaged: Option<RangeInclusive<Index>>,
+    /// The state machine has this, which is beyond the end of the log, so the log begins here.
+    pub begins_after: Option<EntryId>,
     /// The members that are left behind.
     pub left_behind: Vec<NodeId>,
     /// The entry that makes it a cluster of one.
@@ -76,7 +82,10 @@ impl fmt::Display for ForceReport {
         write!(f, "What other servers acknowledged beyond {last} is lost.")?;
         if let Some(damaged) = &self.damaged {
             let (first, last) = (damaged.start(), damaged.end());
-            write!(f, "\nEntries {first} to {last} were damaged and are lost, too.")?;
+            write!(f, "\nEntries {first} to {last} of the log were damaged and are lost, too.")?;
+        }
+        if let Some(at) = &self.begins_after {
+            write!(f, "\nThe state up to {at} is whole and is kept; the log begins after it.")?;
         }
         Ok(())
     }
@@ -110,8 +119,10 @@ pub fn force_single_member(
     let old = recovered.memberships.last().map(|(_, membership)| Arc::clone(membership));
     let old = old.unwrap_or_default();
     let membership = alone(&identity, &old, request);
-    let term = recovered.hard_state.term.max(recovered.last.term).next();
-    let at = EntryId { index: recovered.last.index.next(), term };
+    let begins_after = request.applied.filter(|at| recovered.last.index < at.index);
+    let before = begins_after.unwrap_or(recovered.last);
+    let term = recovered.hard_state.term.max(recovered.last.term).max(before.term).next();
+    let at = EntryId { index: before.index.next(), term };
     let report = ForceReport {
         node: identity.node,
         old_cluster: identity.cluster,
@@ -124,6 +135,7 @@ pub fn force_single_member(
             .get()
             .saturating_sub(recovered.hard_state.commit.max(recovered.log_start.index).get()),
         damaged: recovered.damaged.clone(),
+        begins_after,
         left_behind: old.replicas().into_iter().filter(|&id| id != identity.node).collect(),
         membership: at,
     };
@@ -136,7 +148,7 @@ pub fn force_single_member(
         hard_state: Some(hard_state),
         entries: vec![Entry::new(at, Payload::Membership(Arc::new(membership)))],
         is_repaired: recovered.damaged.is_some(),
-        ..WriteBatch::default()
+        reset_to: begins_after.map(|last| SnapshotMeta { last, membership: old }),
     }])?;
     log.sync()?;
     Ok(report)

@@ -15,7 +15,7 @@ mod receive;
 mod writer;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{
@@ -37,7 +37,7 @@ pub use writer::SnapshotFileWriter;
 /// more at once would be long in the way of the log's.
 const SYNC_CHUNKS: u64 = 4;
 
-/// How many are kept: the newest and the one before.
+/// How many are kept of those that the log reaches: the newest and the one before.
 const KEPT: usize = 2;
 
 const COMPLETE: &str = "snap";
@@ -57,6 +57,15 @@ pub struct SnapshotInfo {
     pub chunk_count: u64,
     /// The checksum of the whole.
     pub checksum: u32,
+}
+
+/// Where a snapshot comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// The state of this server, which is as old as its log.
+    Own,
+    /// Another server: it stands for what the log does not hold yet.
+    Received,
 }
 
 /// A snapshot file that was found damaged. It was renamed, and is never used.
@@ -88,6 +97,8 @@ struct Shared {
 struct State {
     files: BTreeMap<(Index, Term), SnapshotInfo>,
     damaged: Vec<DamagedSnapshot>,
+    /// Received, and the log may not be reset to them durably yet.
+    unsettled: BTreeSet<(Index, Term)>,
     /// Of the newest receiver.
     turn: u64,
 }
@@ -282,12 +293,29 @@ impl Snapshots {
     ///
     /// As the file system says.
     pub fn remove(&self, last: EntryId) -> Result<(), LogError> {
-        if self.state().files.remove(&key(last)).is_none() {
+        let mut state = self.state();
+        state.unsettled.remove(&key(last));
+        if state.files.remove(&key(last)).is_none() {
             return Ok(());
         }
+        drop(state);
         let path = self.path(last);
         self.disk().remove(&path).map_err(LogError::io("remove", &path))?;
         self.disk().sync_dir(&self.shared.dir).map_err(LogError::io("sync", &self.shared.dir))
+    }
+
+    /// The log is durable up to here, be it because it was reset to a snapshot that was received.
+    /// Until it has reached that one, a crash may leave the log as it was before, or reset to any
+    /// that was received since: so none of them is removed, nor what the old log needs.
+    pub fn settle(&self, durable: Index) {
+        let mut state = self.state();
+        let before = state.unsettled.len();
+        state.unsettled.retain(|(last, _)| durable < *last);
+        let has_settled = state.unsettled.len() < before;
+        drop(state);
+        if has_settled {
+            self.remove_old();
+        }
     }
 
     /// Gives a file that is durable the name of a snapshot, if what is read back from it is what
@@ -297,6 +325,7 @@ impl Snapshots {
         file: &Arc<dyn DiskFile>,
         path: &Path,
         info: &SnapshotInfo,
+        origin: Origin,
     ) -> Result<(), LogError> {
         let source = SnapshotSource::of_file(Arc::clone(file), path.to_owned())?;
         if source.info() != info {
@@ -307,16 +336,23 @@ impl Snapshots {
         let named = self.path(info.meta.last);
         self.disk().rename(path, &named).map_err(LogError::io("rename", path))?;
         self.disk().sync_dir(dir).map_err(LogError::io("sync", dir))?;
-        self.state().files.insert(key(info.meta.last), info.clone());
+        let mut state = self.state();
+        state.files.insert(key(info.meta.last), info.clone());
+        if origin == Origin::Received {
+            state.unsettled.insert(key(info.meta.last));
+        }
+        drop(state);
         self.remove_old();
         Ok(())
     }
 
     /// Best effort: what stays is in nobody's way, and is removed after the next one.
     fn remove_old(&self) {
-        let infos = self.list();
-        let old = infos.len().saturating_sub(KEPT);
-        for info in &infos[..old] {
+        let mut settled = self.list();
+        let unsettled = self.state().unsettled.clone();
+        settled.retain(|info| !unsettled.contains(&key(info.meta.last)));
+        let old = settled.len().saturating_sub(KEPT);
+        for info in &settled[..old] {
             drop(self.remove(info.meta.last));
         }
         for name in self.disk().list(&self.shared.dir).unwrap_or_default() {

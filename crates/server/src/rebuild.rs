@@ -12,10 +12,13 @@ use std::{
 };
 
 use kontiki::{
-    Disk, ForceReport, ForceRequest, Identity, LogError, LogOptions, RealDisk, force_single_member,
+    Disk, EntryId, ForceReport, ForceRequest, Identity, LogError, LogOptions, RealDisk,
+    force_single_member,
 };
 
-use crate::config::host_and_port;
+use kontiki_store::{OpenError, Store, StoreOptions};
+
+use crate::{config::host_and_port, repair};
 
 /// What is to be done.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +50,15 @@ pub enum RebuildError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// Its log is damaged, and that was not accepted.
+    #[error(
+        "its log is damaged; if no other server has what is missing, --accept-damaged-log goes on \
+         without it, and keeps what the store has of it"
+    )]
+    Damaged(#[source] LogError),
+    /// Its store cannot be opened, most often because the server runs.
+    #[error("cannot open the store")]
+    Store(#[source] OpenError),
     /// The log refused, most often because the server runs.
     #[error("cannot rebuild the log")]
     Log(#[source] LogError),
@@ -113,11 +125,32 @@ impl Rebuild {
             cluster: RandomState::new().hash_one(&self.data_dir),
             address,
             accept_loss: self.accept_damage,
+            applied: self.applied()?,
             log: LogOptions::default(),
         };
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let report = force_single_member(&disk, &self.log_dir(), &request);
-        report.map(Rebuilt).map_err(RebuildError::Log)
+        report.map(Rebuilt).map_err(|error| match error {
+            LogError::Damaged { .. } if !self.accept_damage => RebuildError::Damaged(error),
+            error => RebuildError::Log(error),
+        })
+    }
+
+    /// What the store has applied. One that is damaged or not there is filled from the log.
+    fn applied(&self) -> Result<Option<EntryId>, RebuildError> {
+        let dir = repair::store_dir(&self.data_dir);
+        if !dir.is_dir() {
+            return Ok(None);
+        }
+        let options = StoreOptions { value_cache_bytes: 0, ..StoreOptions::default() };
+        match Store::open(&dir, options) {
+            Ok(store) => {
+                let (index, term) = store.applied();
+                Ok(Some(EntryId::new(index, term)))
+            }
+            Err(OpenError::Damaged { .. }) => Ok(None),
+            Err(error) => Err(RebuildError::Store(error)),
+        }
     }
 
     fn log_dir(&self) -> PathBuf {

@@ -61,7 +61,7 @@ pub enum StartError {
     #[error("cannot open the store")]
     Store(#[source] OpenError),
     /// The replication cannot be started.
-    #[error("{}cannot start the replication", crate::config::flag_at_fault(.0))]
+    #[error("{}cannot start the replication{}", crate::config::flag_at_fault(.0), advice(.0))]
     Raft(#[source] kontiki::StartError),
     /// The store is damaged, and cannot be fetched anew.
     #[error("{damage}")]
@@ -155,6 +155,19 @@ impl Server {
             roster.change_own_alarms(|alarms| alarms.corrupt = corrupt);
         }
         Ok(RunningServer::assemble(config, raft, store, roster, listeners, cues))
+    }
+}
+
+/// What to do about a log that the server cannot start from.
+fn advice(error: &kontiki::StartError) -> &'static str {
+    use kontiki::RestoreError::{AppliedBeyondLog, CommitBeyondLog, DamagedAlone};
+    let kontiki::StartError::Restore(why) = error else { return "" };
+    match why {
+        DamagedAlone { .. } | AppliedBeyondLog { .. } | CommitBeyondLog { .. } => {
+            " (if no other server has what is missing, kontiki rebuild goes on without it and keeps \
+             what the store has; if others do, add this server anew with an empty data directory)"
+        }
+        _ => "",
     }
 }
 

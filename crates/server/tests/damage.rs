@@ -8,7 +8,9 @@ use std::{fs, path::PathBuf, time::Instant};
 
 use etcd_client::{AlarmAction, AlarmType, Client, GetOptions};
 use harness::{Cluster, PATIENCE};
-use kontiki_server::{RecoverError, RepairError, ServerConfig, ServerFault, StartError};
+use kontiki_server::{
+    Rebuild, RecoverError, RepairError, Server, ServerConfig, ServerFault, StartError,
+};
 use kontiki_store::Fatal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -276,6 +278,40 @@ fn nothing_is_torn_after_a_stop_in_order() {
         let file = fs::OpenOptions::new().write(true).open(path).unwrap();
         file.set_len(path.metadata().unwrap().len() - 8).unwrap();
         is_repaired(cluster).await;
+    });
+}
+
+/// The only server there is: its log is damaged, and its store has everything.
+#[test]
+fn a_lone_server_with_a_damaged_log_goes_on_with_what_its_store_has() {
+    run(async {
+        let mut cluster = Cluster::start(1).await;
+        fill(&cluster, 20).await;
+        cluster.stop(0).await;
+        let data_dir = cluster.config(0).data_dir;
+        let wal = fs::read_dir(data_dir.join("member/raft/wal")).unwrap();
+        let path = wal.map(|file| file.unwrap().path()).min().unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(64).position(|part| part == [b'v'; 64]).unwrap();
+        bytes[at] ^= 1;
+        fs::write(&path, bytes).unwrap();
+
+        let error = Server::start(cluster.config(0)).await.unwrap_err();
+        assert!(matches!(error, StartError::Raft(_)), "{error:?}");
+        assert!(error.to_string().contains("kontiki rebuild"), "{error}");
+        let mut rebuild = Rebuild::new(data_dir);
+        let refused = rebuild.run().unwrap_err().to_string();
+        assert!(refused.contains("--accept-damaged-log"), "{refused}");
+        rebuild.accept_damage = true;
+        let told = rebuild.run().unwrap().to_string();
+        assert!(told.contains("is whole and is kept"), "{told}");
+
+        cluster.launch(0).await;
+        cluster.ready(0).await;
+        assert_eq!(count(&cluster, 0).await, 20);
+        fill(&cluster, 30).await;
+        assert_eq!(count(&cluster, 0).await, 30);
+        cluster.stop_all().await;
     });
 }
 

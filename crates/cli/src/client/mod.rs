@@ -152,7 +152,8 @@ impl ClientArgs {
         match tokio::time::timeout(self.command_timeout, call).await {
             Ok(answer) => answer.map_err(|error| Failure::new(describe(&error))),
             Err(_) => Err(Failure::new(format!(
-                "no answer within {:?} (--command-timeout); a write may or may not have been done",
+                "no answer within {:?} (--command-timeout); if it was a write, it may or may not \
+                 have been done; kontiki status --cluster says whether there is a leader",
                 self.command_timeout
             ))),
         }

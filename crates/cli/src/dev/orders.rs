@@ -106,11 +106,17 @@ impl Steps<'_> {
         };
         let list = self.members(Some(name)).await?;
         let old = id_at(&list, &url).ok_or_else(|| Failure::new(format!("{name} is no member")))?;
-        self.order(Order::Kill(name.to_owned())).await?;
         let mut others =
             self.seats.iter().filter(|seat| seat.is_running && seat.endpoint != endpoint);
         let asked = others.next().ok_or_else(|| Failure::new("no other server runs"))?;
-        let id = client::replace(&asked.endpoint, DIAL_TIMEOUT, old, Vec::new()).await?;
+        let asked = asked.endpoint.clone();
+        self.order(Order::Kill(name.to_owned())).await?;
+        let replaced = client::replace(&asked, DIAL_TIMEOUT, old, Vec::new()).await;
+        let id = replaced.map_err(|failure| {
+            Failure::new(format!(
+                "{failure}; {name} is stopped, and its data is as it was: kontiki dev start {name}"
+            ))
+        })?;
         say(&format!("{name} is dead and wiped; a new one takes its place once it has caught up"))?;
         self.order(Order::Join(name.to_owned())).await?;
         self.until_voter(name, id).await

@@ -8,6 +8,7 @@ use std::{
     env,
     io::{self, Read as _},
     thread,
+    time::Duration,
 };
 
 use kontiki_server::{RunningServer, Server, StartError, metrics};
@@ -80,6 +81,9 @@ fn runtime(threads: usize) -> io::Result<runtime::Runtime> {
     }
 }
 
+/// Signals that come this close after each other are one wish to stop.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+
 async fn until_stopped(mut server: RunningServer, mut stop: Stop) -> Result<(), Failure> {
     let reason = loop {
         let fault = tokio::select! {
@@ -98,9 +102,14 @@ async fn until_stopped(mut server: RunningServer, mut stop: Stop) -> Result<(), 
         };
     };
     tracing::info!(reason, "stopping");
+    let second = async {
+        // What signals a process and its group asks once, and is heard twice.
+        drop(tokio::time::timeout(SAME_SIGNAL, stop.asked()).await);
+        stop.asked().await
+    };
     tokio::select! {
         done = server.shutdown() => done.map_err(|fault| Failure::new(with_causes(&fault)))?,
-        reason = stop.asked() => {
+        reason = second => {
             return Err(Failure::new(format!("stopped at once by a second {reason}")));
         }
     }

@@ -22,6 +22,7 @@ impl<S: StateMachine> Node<S> {
                     self.meters.on_persisted(now, last);
                 }
                 self.replica.handle(now, Event::Persisted(ticket));
+                self.settle();
             }
             Internal::Log(LogEvent::Failed { ticket, error }) => {
                 if let Some(ticket) = ticket {
@@ -49,6 +50,14 @@ impl<S: StateMachine> Node<S> {
             Internal::Snapshot(SnapshotEvent { result }) => self.on_snapshot(now, result),
             Internal::Panicked { part } => self.fail(Fault::Panicked { part }),
         }
+    }
+
+    /// Tells the files how far the log is durable, if one of them waits for that.
+    fn settle(&mut self) {
+        let (Some(unsettled), Some(files)) = (self.unsettled, &self.snapshots) else { return };
+        let durable = self.replica.status().durable_index;
+        files.settle(durable);
+        self.unsettled = self.unsettled.filter(|_| durable < unsettled);
     }
 
     fn on_apply_event(&mut self, now: Timestamp, event: ApplyEvent<S::Response>) {
@@ -126,6 +135,7 @@ impl<S: StateMachine> Node<S> {
                 let id = self.identity.id;
                 tracing::info!(%id, %from, at = %meta.last, "snapshot received");
                 self.meters.on_snapshot_received();
+                self.unsettled = self.unsettled.max(Some(meta.last.index));
                 Event::SnapshotReceived { from, meta }
             }
             Notice::SnapshotSent { to, session, sent } => {

@@ -9,7 +9,7 @@ use std::{path::PathBuf, sync::Arc};
 use kontiki_disk::{DiskError, DiskFile};
 
 use super::{
-    SYNC_CHUNKS, SnapshotInfo, Snapshots,
+    Origin, SYNC_CHUNKS, SnapshotInfo, Snapshots,
     format::{CHUNK_BYTES, CHUNK_HEAD_BYTES, Header, add_to_checksum, check_chunk},
 };
 use crate::LogError;
@@ -190,6 +190,6 @@ impl SnapshotReceiver {
             .set_len(at + trailer.len() as u64)
             .map_err(DiskError::making("cut", &self.path))?;
         self.file.sync_data().map_err(DiskError::io("sync", &self.path))?;
-        self.snapshots.publish(&self.file, &self.path, &self.offer)
+        self.snapshots.publish(&self.file, &self.path, &self.offer, Origin::Received)
     }
 }

@@ -6,7 +6,7 @@ use kontiki_disk::{DiskError, DiskFile};
 use kontiki_raft::SnapshotMeta;
 
 use super::{
-    SYNC_CHUNKS, SnapshotInfo, Snapshots,
+    Origin, SYNC_CHUNKS, SnapshotInfo, Snapshots,
     format::{CHUNK_HEAD_BYTES, Header, add_to_checksum, finish_chunk},
 };
 use crate::LogError;
@@ -62,7 +62,7 @@ impl SnapshotFileWriter {
         self.write_at(self.header.len + self.info.bytes, &trailer)?;
         self.file.sync_data().map_err(DiskError::making("sync", &self.path))?;
         let info = self.info.clone();
-        self.snapshots.publish(&self.file, &self.path, &info)?;
+        self.snapshots.publish(&self.file, &self.path, &info, Origin::Own)?;
         self.is_finished = true;
         Ok(info)
     }

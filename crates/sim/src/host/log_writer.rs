@@ -98,6 +98,7 @@ impl World {
         }
         let last = self.ledger.on_durable(id)?;
         self.note(Note::Durable { node: id, last });
+        self.process(id)?.snapshots.settle(last.index);
         self.handle(id, Event::Persisted(ticket))?;
         self.maybe_purge(id)?;
         self.maybe_write(id)

@@ -38,8 +38,17 @@ fn open(disk: &SimDisk, cluster: u64) -> Result<(Log, Opened), LogError> {
 }
 
 fn force(disk: &SimDisk, accept_loss: bool) -> Result<ForceReport, LogError> {
+    force_after(disk, accept_loss, None)
+}
+
+fn force_after(
+    disk: &SimDisk,
+    accept_loss: bool,
+    applied: Option<EntryId>,
+) -> Result<ForceReport, LogError> {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    let request = ForceRequest { cluster: NEW, address: None, accept_loss, log: options() };
+    let log = options();
+    let request = ForceRequest { cluster: NEW, address: None, accept_loss, applied, log };
     force_single_member(&disk, Path::new(DIR), &request)
 }
 
@@ -78,6 +87,27 @@ fn a_server_becomes_a_cluster_of_its_own() {
     assert!(matches!(force(&disk, false), Err(LogError::Locked { .. })), "it is running");
     drop(log);
     assert!(matches!(force(&SimDisk::new(), false), Err(LogError::NoIdentity { .. })));
+}
+
+/// What a state machine on disk has is worth more than the end of a log.
+#[test]
+fn the_log_begins_after_what_is_applied_if_it_ends_before() {
+    let disk = left_over();
+    let within = EntryId::new(5, 3);
+    let report = force_after(&disk, false, Some(within)).unwrap();
+    assert_eq!((report.begins_after, report.membership), (None, EntryId::new(7, 4)));
+
+    let disk = left_over();
+    let beyond = EntryId::new(20, 8);
+    let report = force_after(&disk, false, Some(beyond)).unwrap();
+    assert_eq!((report.last, report.begins_after), (EntryId::new(6, 3), Some(beyond)));
+    assert_eq!(report.membership, EntryId::new(21, 9));
+    assert!(report.to_string().contains("up to 20@8 is whole"), "{report}");
+    disk.crash(1);
+    let (_, opened) = open(&disk, NEW).unwrap();
+    assert!(is_alone(&opened));
+    assert_eq!(opened.recovered.log_start, beyond);
+    assert_eq!(opened.recovered.last, report.membership);
 }
 
 /// Never a sole ruler under the name of the old cluster; and it can be done again.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use kontiki_log::{LogError, Receiving, SnapshotInfo, SnapshotReceiver, Snapshots};
-use kontiki_raft::{EntryId, Membership, NodeId, SnapshotMeta};
+use kontiki_raft::{EntryId, Index, Membership, NodeId, SnapshotMeta};
 use kontiki_sim::disk::{Fault, SimDisk};
 
 use crate::model::DIR;
@@ -292,6 +292,29 @@ fn a_newer_snapshot_replaces_one_that_is_being_received() {
 }
 
 /// A snapshot that is being sent stays readable though newer ones have replaced it.
+/// A reset of the log that is not durable may or may not survive a crash, and the next one, too.
+/// What the log would begin after is there, whichever it is.
+#[test]
+fn what_the_log_may_begin_after_stays_until_it_is_known() {
+    let snapshots = open(&SimDisk::new()).unwrap();
+    for index in [3, 4, 5] {
+        make(&snapshots, index).unwrap();
+    }
+    for index in 10..14 {
+        let (_, from) = sender(index);
+        transfer(&snapshots, &from, index).unwrap();
+    }
+    assert_eq!(observe(&snapshots, "nothing is known"), [4, 5, 10, 11, 12, 13]);
+    snapshots.settle(Index(9));
+    assert_eq!(observe(&snapshots, "nothing new is known"), [4, 5, 10, 11, 12, 13]);
+    snapshots.settle(Index(11));
+    assert_eq!(observe(&snapshots, "the log begins after 11, or will"), [10, 11, 12, 13]);
+    snapshots.settle(Index(20));
+    assert_eq!(observe(&snapshots, "all is known"), [12, 13]);
+    make(&snapshots, 21).unwrap();
+    assert_eq!(observe(&snapshots, "its own"), [13, 21]);
+}
+
 #[test]
 fn a_source_outlives_its_name() {
     let (_, from) = sender(30);
