@@ -82,7 +82,7 @@ impl fmt::Display for ForceReport {
         write!(f, "What other servers acknowledged beyond {last} is lost.")?;
         if let Some(damaged) = &self.damaged {
             let (first, last) = (damaged.start(), damaged.end());
-            write!(f, "\nEntries {first} to {last} of the log were damaged and are lost, too.")?;
+            write!(f, "\nEntries {first} to {last} were damaged and are lost, too.")?;
         }
         if let Some(at) = &self.begins_after {
             write!(f, "\nThe state up to {at} is whole and is kept; the log begins after it.")?;
