@@ -212,8 +212,10 @@ impl KeyEntry {
         (!version.is_tombstone()).then_some(Hit { at, place, newest: None, value: None })
     }
 
-    /// Has the value brought into the cache of the processor, if it is in memory. Does not wait.
+    /// Has the value brought into the cache of the processor, if it is in memory, and what else
+    /// is needed for an answer. Does not wait.
     pub(crate) fn draw_near(&self) {
+        black_box(self.more.as_ref().map_or(0, |more| more.lease));
         let value = self.hot.as_deref().unwrap_or_default();
         for byte in value.iter().step_by(CACHE_LINE_BYTES).take(DRAWN_LINES_MAX) {
             black_box(*byte);

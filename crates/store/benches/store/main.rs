@@ -124,19 +124,27 @@ fn ranges(dir: &Path) {
     const KEYS: u64 = 1_000_000;
     let subject = Ours::open(&dir.join("ranges"), true);
     let mut load = Load::new(KEYS, VALUE_BYTES);
-    while let Some(batch) = load.next(0) {
-        subject.apply(&batch);
+    for what in ["one version a key", "two versions a key"] {
+        load.restart();
+        while let Some(batch) = load.next(0) {
+            subject.apply(&batch);
+        }
+        subject.flush();
+        println!("{what}:");
+        ten_ranges(&subject, KEYS);
     }
-    subject.flush();
+    subject.close();
+}
+
+fn ten_ranges(subject: &Ours, keys: u64) {
     for _ in 0..10 {
         let (before, mut read) = (Instant::now(), 0);
         for n in 0..1000 {
-            let first = load::scatter(n, KEYS).min(KEYS - 1000);
+            let first = load::scatter(n, keys).min(keys - 1000);
             read += subject.range(&load::key(first), &load::key(first + 1000));
         }
         println!("{:.2} M keys/s", read as f64 / before.elapsed().as_secs_f64() / 1e6);
     }
-    subject.close();
 }
 
 /// Prints the memory for a key when no value is in memory, in a process of its own.
