@@ -186,7 +186,8 @@ impl KnownStores {
 #[expect(clippy::exhaustive_enums, reason = "a transport has a queue for each")]
 pub enum Lane {
     /// Heartbeats, votes, acknowledgements, read indexes, answers to what was passed on: small,
-    /// and late ones cost leaders, or leave clients without an outcome.
+    /// and late ones cost leaders, or leave clients without an outcome. Of answers to proposals a
+    /// copy goes by the other lane, too: ahead of what commits the entry, wherever that goes.
     Control,
     /// Entries and proposals.
     Append,

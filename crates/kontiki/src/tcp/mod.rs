@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kontiki_raft::{Envelope, Membership, NodeId, Session, StoreId};
+use kontiki_raft::{Body, Envelope, Membership, NodeId, Session, StoreId};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinSet};
 
 use crate::{
@@ -266,6 +266,13 @@ impl Links for TcpLinks {
             self.shared.inbox.not_sent(to, message);
             return;
         };
+        if let (Body::ProposeReply(_), Some(append)) = (&message.body, table.lane(to, Lane::Append))
+        {
+            // A copy goes ahead of what commits the entry in either lane: who applies an entry
+            // and does not know yet that it is his cannot say what came of it. If it has no way
+            // there, the other copy has.
+            drop(append.send(message.clone()));
+        }
         let mut sent = lane.send(message);
         if let Err(NotQueued::Unconnected(message)) = sent {
             sent = match (Lane::of(&message), table.lane(to, Lane::Append)) {

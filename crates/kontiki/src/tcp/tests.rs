@@ -412,6 +412,36 @@ async fn what_is_urgent_takes_the_other_lane_while_its_own_has_no_connection() {
     assert_eq!(receive(&mut subject, &mut stream, &answer).await, answer);
 }
 
+/// Entries are told of as committed over either lane, and the one to whom an entry belongs has to
+/// know that before he applies it.
+#[tokio::test]
+async fn an_answer_to_a_proposal_goes_ahead_in_both_lanes() {
+    let (peer, address) = Peer::new().await;
+    let mut subject = subject(&address).await;
+    let results = vec![(ProposalId(1), Ok(EntryId::new(7, 1)))];
+    let answer = Message { term: Term(1), body: Body::ProposeReply(results) };
+    let proposal =
+        Proposal { id: ProposalId(1), command: Bytes::from_static(b"x"), is_session: false };
+    let bulk = Message { term: Term(1), body: Body::Propose(vec![proposal]) };
+    let mut streams = Vec::new();
+    for _ in Lane::ALL {
+        let (mut stream, _) = timeout(PATIENCE, peer.0.accept()).await.unwrap().unwrap();
+        let heard = handshake::listen(&mut stream, &mut bytes::BytesMut::new()).await;
+        handshake::answer(&mut stream, &WELCOME).await.unwrap();
+        let Ok(FirstWord::Hello(hello)) = heard else { panic!("{heard:?}") };
+        let is_control = hello.channel == Channel::Messages(Lane::Control);
+        let greeting = if is_control { message(0) } else { bulk.clone() };
+        streams.push((stream, greeting));
+    }
+    for (stream, greeting) in &mut streams {
+        receive(&mut subject, stream, greeting).await; // each is connected
+    }
+    for (stream, _) in &mut streams {
+        let heard = async { while receive(&mut subject, stream, &answer).await != answer {} };
+        timeout(PATIENCE, heard).await.unwrap();
+    }
+}
+
 /// A follower that has just started hears its leader before its own connection to it is made.
 #[tokio::test]
 async fn a_proposal_for_which_there_is_no_connection_is_given_back() {
