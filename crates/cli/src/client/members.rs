@@ -119,7 +119,8 @@ pub(super) async fn members(
                 "It is a learner until it has caught up, and a voter then by itself."
             };
             let text = told(&before, id, "added to");
-            format!("{text}\n{fate}\n{}", start_command(&before, None, &name, &urls))
+            let start = start_command(&before, None, &name, &urls);
+            format!("{text}\n{fate}\n{start}\nOr take it back: kontiki members remove {id:x}")
         }
         Action::Replace { old, peer_urls, name } => {
             let old = find(&before, &old)?;
@@ -183,7 +184,11 @@ fn find<'a>(list: &'a MemberListResponse, name: &str) -> Result<&'a Member, Fail
     let member = list.members().iter().find(|member| Some(member.id()) == id);
     member.ok_or_else(|| {
         let known: Vec<String> = list.members().iter().map(shown).collect();
-        Failure::new(format!("no member is called {name}; there are: {}", known.join(", ")))
+        Failure::new(format!(
+            "no member is called {name}; there are: {} (one that has not started yet has no name, \
+             only its id)",
+            known.join(", ")
+        ))
     })
 }
 

@@ -25,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// guess: most take less than a second.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a server that was removed may take to end.
+const PARTING: Duration = Duration::from_secs(5);
+
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -128,6 +131,8 @@ impl Steps<'_> {
         if let Some(id) = id_at(&list, &url) {
             let mut client = self.client(Some(name)).await?;
             client.member_remove(id).await.map_err(refused)?;
+            // It hands over what it leads, and ends by itself. One that does not is killed.
+            drop(time::timeout(PARTING, self.until_stopped(name)).await);
         }
         self.order(Order::Forget(name.to_owned())).await?;
         say(&format!("{name} is removed; its data stays in {}/{name}", self.data_dir.display()))

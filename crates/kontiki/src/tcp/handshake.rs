@@ -101,8 +101,9 @@ pub(crate) enum Introduction {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error(
-        "they belong to different clusters ({dialer:016x} connects to {acceptor:016x}); were \
-         both started with the same list of members?"
+        "they belong to different clusters ({dialer:016x} connects to {acceptor:016x}): they were \
+         started with different lists of members, or one of them was added to a cluster and has \
+         to be started as one that joins it, with an empty data directory"
     )]
     Cluster { dialer: u64, acceptor: u64 },
     #[error("{wanted} is expected at this address, but it is the address of {found}")]
