@@ -183,8 +183,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "forget the directory after a snapshot's rename (pitfall D5)",
         file: "crates/log/src/snapshot.rs",
         patches: &[(
-            "self.disk().sync_dir(dir).map_err(LogError::io(\"sync\", dir))?;\n        self.state().files.insert(",
-            "self.state().files.insert(",
+            "self.disk().sync_dir(dir).map_err(LogError::io(\"sync\", dir))?;\n        let mut state = self.state();",
+            "let mut state = self.state();",
         )],
     },
     Mutant {
