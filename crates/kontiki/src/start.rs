@@ -356,23 +356,9 @@ impl Recovery<'_> {
         let is_behind = applied.index < log_start.index || is_in_memory;
         match (&newest, snapshots) {
             (Some(meta), Some(files)) if is_behind => {
-                let at = meta.last;
-                let restored = files
-                    .open(at)
-                    .and_then(|kept| restore(&mut machine, sessions.as_mut(), &kept, meta));
-                match restored {
-                    Ok(()) => {
-                        tracing::info!(%at, "restored from a snapshot");
-                        applied = at;
-                    }
-                    // A leader offers it again, and then it waits for space. Meanwhile the log
-                    // counts, and so does the vote.
-                    Err(error)
-                        if is_no_space(&error) && !is_in_memory && !is_alone(id, recovered) =>
-                    {
-                        tracing::error!(%at, %error, "no space to restore the snapshot");
-                    }
-                    Err(source) => return Err(StartError::Snapshot { at, source }),
+                let may_wait = !is_in_memory && !is_alone(id, recovered);
+                if restore_newest(&mut machine, sessions.as_mut(), files, meta, may_wait)? {
+                    applied = meta.last;
                 }
             }
             // Nobody could send one, or it could not be kept.
@@ -400,6 +386,30 @@ impl Recovery<'_> {
             newest = None; // it is not to be had here
         }
         Ok(State { machine, sessions, is_in_memory, is_bereft, applied, membership, newest })
+    }
+}
+
+/// Restores the state machine from its newest snapshot. False if there is no space for that, and
+/// it `may_wait`: a leader offers it again, and then it waits for space. Meanwhile the log
+/// counts, and so does the vote.
+fn restore_newest<S: StateMachine>(
+    machine: &mut S,
+    sessions: Option<&mut Sessions<S::Response>>,
+    files: &dyn SnapshotFiles,
+    meta: &SnapshotMeta,
+    may_wait: bool,
+) -> Result<bool, StartError> {
+    let at = meta.last;
+    match files.open(at).and_then(|kept| restore(machine, sessions, &kept, meta)) {
+        Ok(()) => {
+            tracing::info!(%at, "restored from a snapshot");
+            Ok(true)
+        }
+        Err(error) if is_no_space(&error) && may_wait => {
+            tracing::error!(%at, %error, "no space to restore the snapshot");
+            Ok(false)
+        }
+        Err(source) => Err(StartError::Snapshot { at, source }),
     }
 }
 

@@ -199,7 +199,9 @@ async fn change_all(
         match service.raft.change_membership(change).await {
             Ok(_) => {
                 // It is with the state machine: what comes behind it finds the roster changed.
-                drop(service.raft.read_stale(|_| ()).await);
+                // One that is stuck keeps nobody waiting.
+                let followed = service.raft.read_stale(|_| ());
+                drop(time::timeout(service.limits.request_timeout, followed).await);
                 return Ok(());
             }
             // Another change came in between: see what is left to do.

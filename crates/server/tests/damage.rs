@@ -59,6 +59,18 @@ async fn fill(cluster: &Cluster, count: usize) {
     }
 }
 
+/// Three servers with 300 keys, whose logs do not reach back to their beginning.
+async fn purged_cluster() -> Cluster {
+    let mut cluster = Cluster::configured(3, forgetful);
+    for at in 0..3 {
+        cluster.launch(at).await;
+    }
+    cluster.ready(0).await;
+    fill(&cluster, 300).await;
+    purged(&cluster, 3).await;
+    cluster
+}
+
 async fn count(cluster: &Cluster, at: usize) -> i64 {
     let options = GetOptions::new().with_prefix().with_count_only();
     client(cluster, at).await.get("key", Some(options)).await.unwrap().count()
@@ -175,13 +187,7 @@ fn a_server_alone_fetches_its_store_from_its_log_or_not_at_all() {
 #[test]
 fn a_server_without_its_state_serves_nothing_and_says_so() {
     run(async {
-        let mut cluster = Cluster::configured(3, forgetful);
-        for at in 0..3 {
-            cluster.launch(at).await;
-        }
-        cluster.ready(0).await;
-        fill(&cluster, 300).await;
-        purged(&cluster, 3).await;
+        let mut cluster = purged_cluster().await;
         cluster.stop_all().await;
         fs::remove_dir_all(store(&cluster, 1)).unwrap();
         cluster.launch(1).await;
@@ -222,13 +228,7 @@ fn another_fault_is_not_repaired() {
 
 /// Three servers, of which the last has stopped in order; the files of its store, by name.
 async fn stopped() -> (Cluster, Vec<PathBuf>) {
-    let mut cluster = Cluster::configured(3, forgetful);
-    for at in 0..3 {
-        cluster.launch(at).await;
-    }
-    cluster.ready(0).await;
-    fill(&cluster, 300).await;
-    purged(&cluster, 3).await;
+    let mut cluster = purged_cluster().await;
     cluster.stop(2).await;
     let files = fs::read_dir(store(&cluster, 2)).unwrap();
     let mut files: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
